@@ -1,0 +1,113 @@
+//! An app and its releases.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{AppConfig, AppId, Generation, ReleaseSpec, TenantId, Timestamp, Version};
+
+/// What a tenant wants of an app: which release, how many instances, and whether it runs at all.
+/// Written only by the scheduler's API; everything else follows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct App {
+    /// Its name.
+    pub id: AppId,
+    /// Its owner.
+    pub tenant: TenantId,
+    /// Whether it should run.
+    pub status: AppStatus,
+    /// Wanted number of instances (0-1,000); ignored with `one_per_host`.
+    pub instances: u32,
+    /// The release that should run; 0 before the first deploy.
+    pub release: u32,
+    /// The release to which a failed deploy, or `rollback` without a number, returns: the last one that
+    /// was fully routed before `release`. 0: none.
+    pub previous_release: u32,
+    /// The highest release number given out.
+    pub last_release: u32,
+    /// Instances older than this are replaced one by one (`restart`).
+    pub restart_before: Option<Timestamp>,
+    /// How traffic reaches it.
+    pub config: AppConfig,
+    /// The operation that last changed it.
+    pub operation: Option<crate::OperationId>,
+    /// Grows by one with each committed placement; a placement names the one it saw, so that of two
+    /// schedulers that decide from the same state only one places.
+    pub placements: u64,
+    /// When it was first deployed.
+    pub created_at: Timestamp,
+    /// When its row last changed.
+    pub updated_at: Timestamp,
+    /// Optimistic lock.
+    pub generation: Generation,
+}
+
+/// Whether an app should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AppStatus {
+    /// Its instances are kept running.
+    Running,
+    /// All instances are drained and stopped; domain and releases are kept.
+    Stopped,
+    /// It is being taken away; its row goes when the last instance has gone.
+    Removing,
+}
+
+impl AppStatus {
+    /// The word in the store and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Removing => "removing",
+        }
+    }
+}
+
+/// One released version of an app: never changed after it was made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Release {
+    /// The app.
+    pub app: AppId,
+    /// 1, 2, 3, … within the app.
+    pub number: u32,
+    /// The image's tag.
+    pub version: Version,
+    /// The image's digest (`sha256:…`) to which the tag was resolved once, at deploy.
+    pub digest: String,
+    /// What its containers are made from.
+    pub spec: ReleaseSpec,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Release {
+    /// The image by digest, `repository@sha256:…`: what every host pulls, whatever happens to the tag.
+    pub fn pinned_image(&self) -> String {
+        let name = self.spec.image.split('@').next().unwrap_or_default();
+        let repository = match name.rsplit_once(':') {
+            Some((repository, tag)) if !tag.contains('/') => repository,
+            _ => name,
+        };
+        format!("{repository}@{}", self.digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_pinned_by_digest() {
+        let mut release = Release {
+            app: "hello".parse().expect("valid"),
+            number: 1,
+            version: "1".parse().expect("valid"),
+            digest: "sha256:abc".into(),
+            spec: ReleaseSpec { image: "127.0.0.1:5000/hello:1".into(), ..ReleaseSpec::default() },
+            created_at: Timestamp::default(),
+        };
+        assert_eq!(release.pinned_image(), "127.0.0.1:5000/hello@sha256:abc");
+        release.spec.image = "127.0.0.1:5000/hello".into();
+        assert_eq!(release.pinned_image(), "127.0.0.1:5000/hello@sha256:abc");
+    }
+}

@@ -1,0 +1,3 @@
+//! One test-suite per port: what every implementation must do, whatever stands behind it.
+//!
+//! Each function takes a fresh, empty implementation and panics with what went wrong.

@@ -1,0 +1,35 @@
+//! The words of the platform and the seams behind which its backends stand.
+//!
+//! - words: [`AppId`], [`Version`], [`Instance`], [`Host`], [`ReleaseSpec`], [`Endpoint`], …, with the
+//!   instance state machine ([`Instance::apply`]) as pure code;
+//! - ports: [`store::Store`], [`registry::RegistryReader`] / [`registry::RegistryWriter`] and
+//!   [`engine::Engine`], each with its errors;
+//! - `contract` (feature): one test-suite per port, which every implementation must pass.
+//!
+//! Nothing here does I/O.
+
+pub mod app;
+#[cfg(feature = "contract")]
+pub mod contract;
+pub mod engine;
+pub mod event;
+pub mod host;
+pub mod id;
+pub mod instance;
+pub mod operation;
+pub mod registry;
+pub mod spec;
+pub mod store;
+pub mod time;
+
+pub use app::{App, AppStatus, Release};
+pub use event::{Event, EventKind, NewEvent};
+pub use host::{Host, HostChange, Schedulability};
+pub use id::{
+    AppId, ContainerId, Generation, HostName, InstanceId, InvalidId, OperationId, PlatformId, TenantId, Version,
+};
+pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
+pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
+pub use registry::Endpoint;
+pub use spec::{AppConfig, HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};
+pub use time::Timestamp;

@@ -1,0 +1,478 @@
+//! What an app asks for: [`ReleaseSpec`] is what its containers are made from (fixed per release),
+//! [`AppConfig`] is how traffic reaches them (changeable while they run).
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{AppId, Version};
+
+/// One field that can't be accepted: where it is (JSON pointer) and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct SpecError {
+    /// JSON pointer to the field, such as `/memory_mb`.
+    pub field: String,
+    /// One sentence: what is wrong and what would be right.
+    pub message: String,
+}
+
+impl SpecError {
+    /// An error at `field` (a JSON pointer).
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+/// What the containers of a release are made from. Immutable once released.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReleaseSpec {
+    /// Full image reference `{registry}/{appId}:{version}`; the scheduler fills in the default registry.
+    pub image: String,
+    /// The port on which the app listens inside its container. 1-65535, default 8080.
+    pub port: u16,
+    /// Memory limit in MiB, also the limit of memory + swap. 6-1,048,576, default 256.
+    pub memory_mb: u32,
+    /// Docker's relative CPU weight (`--cpu-shares`). 2-262,144, default 1024 (one share of a core).
+    pub cpu_weight: u32,
+    /// Most processes and threads in the container. 1-100,000, default 512.
+    pub pids_limit: u32,
+    /// Environment of the container; names `[A-Za-z_][A-Za-z0-9_]*`, not beginning with `CAAS_`.
+    pub env: BTreeMap<String, String>,
+    /// Arguments in place of the image's command; empty: the image's own.
+    pub command: Vec<String>,
+    /// How registry-sync finds out whether an instance is alive.
+    pub health: HealthCheck,
+    /// What happens to an instance that exits or stays unhealthy.
+    pub on_failure: OnFailure,
+    /// On which hosts instances may be placed.
+    pub placement: Placement,
+    /// How a new release takes over from the old one.
+    pub update: Update,
+    /// Seconds between SIGTERM and SIGKILL. 0-3,600, default 10.
+    pub stop_grace_s: u32,
+    /// Most seconds that a withdrawn instance may finish its open requests before SIGTERM. 0-3,600, default 30.
+    pub drain_timeout_s: u32,
+}
+
+impl Default for ReleaseSpec {
+    fn default() -> Self {
+        Self {
+            image: String::new(),
+            port: 8080,
+            memory_mb: 256,
+            cpu_weight: 1024,
+            pids_limit: 512,
+            env: BTreeMap::new(),
+            command: Vec::new(),
+            health: HealthCheck::default(),
+            on_failure: OnFailure::default(),
+            placement: Placement::default(),
+            update: Update::default(),
+            stop_grace_s: 10,
+            drain_timeout_s: 30,
+        }
+    }
+}
+
+/// How an instance proves that it is alive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HealthCheck {
+    /// What is tried.
+    pub kind: ProbeKind,
+    /// Path of the HTTP probe. Default `/_ping`.
+    pub path: String,
+    /// Milliseconds between probes of a running instance. 200-3,600,000, default 5,000.
+    pub interval_ms: u32,
+    /// Milliseconds until a probe without an answer has failed. 50-60,000, default 2,000.
+    pub timeout_ms: u32,
+    /// Failed probes in a row that make a running instance unhealthy. 1-100, default 3.
+    pub unhealthy_after: u32,
+    /// Good probes in a row that make an unhealthy instance healthy again. 1-100, default 1.
+    pub healthy_after: u32,
+    /// Seconds that a new instance has to become healthy. 1-3,600, default 60.
+    pub grace_s: u32,
+    /// With `kind = "heartbeat"`: seconds without a beat that count as one failed probe. 1-3,600, default 15.
+    pub heartbeat_timeout_s: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            kind: ProbeKind::Http,
+            path: "/_ping".into(),
+            interval_ms: 5_000,
+            timeout_ms: 2_000,
+            unhealthy_after: 3,
+            healthy_after: 1,
+            grace_s: 60,
+            heartbeat_timeout_s: 15,
+        }
+    }
+}
+
+/// The kinds of proof of life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeKind {
+    /// `GET path` answers 2xx. Without a route at the default path (404) it counts as alive and is shown as assumed.
+    #[default]
+    Http,
+    /// The port accepts a connection.
+    Tcp,
+    /// The app itself reports over the API (`PUT /api/v1/instances/{id}/heartbeat`).
+    Heartbeat,
+    /// A running container is enough.
+    None,
+}
+
+/// What follows when an instance exits or stays unhealthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFailure {
+    /// A new instance is started, possibly elsewhere; the failed one is removed.
+    #[default]
+    Replace,
+    /// The same container is restarted where it is.
+    Restart,
+    /// Nothing is done; it is shown as failed.
+    None,
+}
+
+/// Which of the fitting hosts is taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// The host with the most memory neither reserved nor asked for.
+    #[default]
+    MostFreeMemory,
+    /// The host whose CPUs are the most idle.
+    MostIdleCpu,
+}
+
+/// On which hosts instances may be placed, and which is preferred.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Placement {
+    /// The score that decides between fitting hosts.
+    pub strategy: Strategy,
+    /// Labels a host must have: `key = value`.
+    pub labels: BTreeMap<String, String>,
+    /// Labels a host must not have with that value.
+    pub not_labels: BTreeMap<String, String>,
+    /// Most instances of this app on one host; 0: any number.
+    pub max_per_host: u32,
+    /// Exactly one instance on every fitting host, present and future; `instances` is then ignored.
+    pub one_per_host: bool,
+    /// Only hosts that already run an instance of this app.
+    pub together_with: Option<AppId>,
+    /// Only hosts that run no instance of this app.
+    pub apart_from: Option<AppId>,
+}
+
+/// How a new release takes over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Update {
+    /// Instances above the wanted number while updating. 0-1,000, default 1; the larger of this and
+    /// a quarter of the instances is used. With 0, `max_unavailable` must be at least 1 (stop first).
+    pub max_surge: u32,
+    /// Instances that may be missing while updating. 0-1,000, default 0.
+    pub max_unavailable: u32,
+    /// Seconds until a deploy that makes no progress is given up and rolled back. 5-86,400, default 120.
+    pub deadline_s: u32,
+}
+
+impl Default for Update {
+    fn default() -> Self {
+        Self { max_surge: 1, max_unavailable: 0, deadline_s: 120 }
+    }
+}
+
+/// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
+/// follow changes while they run. Unknown fields are ignored so that older gateways can read newer ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppConfig {
+    /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case.
+    pub domains: Vec<String>,
+    /// What the app speaks.
+    pub protocol: Protocol,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// Limits at the gateway.
+    pub limits: Limits,
+    /// Time-outs at the gateway.
+    pub timeouts: Timeouts,
+}
+
+/// What the app speaks behind the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1 (WebSocket and other upgrades included).
+    #[default]
+    Http,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Each endpoint in turn.
+    #[default]
+    RoundRobin,
+}
+
+/// Limits per app at each gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Client networks that are refused (403).
+    pub deny: Vec<IpNet>,
+    /// Requests per second of one client address; 0: no limit.
+    pub requests_per_second_per_client: u32,
+    /// Requests per second of the whole app; 0: no limit.
+    pub requests_per_second: u32,
+    /// Largest request body in bytes; 0: the gateway's default (100 MiB).
+    pub max_body_bytes: u64,
+    /// Most requests under way at once; 0: the gateway's default.
+    pub max_in_flight: u32,
+}
+
+/// Time-outs per app at each gateway; 0 means the gateway's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeouts {
+    /// Milliseconds to connect to an endpoint. Default 1,000.
+    pub connect_ms: u32,
+    /// Seconds from the sent request to the head of the answer. Default 60.
+    pub response_s: u32,
+    /// Seconds without a byte in either direction of a body or tunnel. Default 60 (tunnels 3,600).
+    pub idle_s: u32,
+}
+
+/// Splits `APP:VERSION`; used by the API and the command line alike.
+pub fn parse_app_version(text: &str) -> Result<(AppId, Version), SpecError> {
+    let (app, version) = text
+        .split_once(':')
+        .ok_or_else(|| SpecError::new("", format!("{text:?} must be APP:VERSION, such as hello:1")))?;
+    let app = app.parse().map_err(|e: crate::InvalidId| SpecError::new("/app", e.to_string()))?;
+    let version = version.parse().map_err(|e: crate::InvalidId| SpecError::new("/version", e.to_string()))?;
+    Ok((app, version))
+}
+
+fn within(errors: &mut Vec<SpecError>, field: &str, value: u32, least: u32, most: u32) {
+    if !(least..=most).contains(&value) {
+        errors.push(SpecError::new(field, format!("{value} must be between {least} and {most}")));
+    }
+}
+
+impl ReleaseSpec {
+    /// Every field that can't be accepted; empty when the spec is sound.
+    pub fn check(&self) -> Vec<SpecError> {
+        let mut errors = Vec::new();
+        let e = &mut errors;
+        if self.image.len() > 512 || !image_reference(&self.image) {
+            e.push(SpecError::new(
+                "/image",
+                format!("{:?} must be an image reference such as registry:5000/hello:1", self.image),
+            ));
+        }
+        within(e, "/port", self.port.into(), 1, 65_535);
+        within(e, "/memory_mb", self.memory_mb, 6, 1_048_576);
+        within(e, "/cpu_weight", self.cpu_weight, 2, 262_144);
+        within(e, "/pids_limit", self.pids_limit, 1, 100_000);
+        within(e, "/stop_grace_s", self.stop_grace_s, 0, 3_600);
+        within(e, "/drain_timeout_s", self.drain_timeout_s, 0, 3_600);
+        if self.env.len() > 256 {
+            e.push(SpecError::new("/env", "at most 256 variables"));
+        }
+        for (name, value) in &self.env {
+            let field = || format!("/env/{}", name.replace('~', "~0").replace('/', "~1"));
+            let sound = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+                && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+                && name.len() <= 128;
+            if !sound {
+                e.push(SpecError::new(field(), "a name must be 1 to 128 of A-Z, a-z, 0-9 and '_', not starting with a digit"));
+            } else if name.starts_with("CAAS_") || name == "PORT" {
+                e.push(SpecError::new(field(), "names beginning with CAAS_, and PORT, are set by the platform"));
+            }
+            if value.len() > 32_768 || value.contains('\0') {
+                e.push(SpecError::new(field(), "a value must be at most 32,768 bytes without NUL"));
+            }
+        }
+        if self.command.len() > 128 || self.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
+            e.push(SpecError::new("/command", "at most 128 arguments of at most 4,096 bytes without NUL"));
+        }
+        let h = &self.health;
+        within(e, "/health/interval_ms", h.interval_ms, 200, 3_600_000);
+        within(e, "/health/timeout_ms", h.timeout_ms, 50, 60_000);
+        within(e, "/health/unhealthy_after", h.unhealthy_after, 1, 100);
+        within(e, "/health/healthy_after", h.healthy_after, 1, 100);
+        within(e, "/health/grace_s", h.grace_s, 1, 3_600);
+        within(e, "/health/heartbeat_timeout_s", h.heartbeat_timeout_s, 1, 3_600);
+        let path_ok = h.path.starts_with('/') && h.path.len() <= 1_024 && h.path.bytes().all(|b| b.is_ascii_graphic());
+        if !path_ok {
+            e.push(SpecError::new("/health/path", "must start with '/' and be at most 1,024 visible ASCII characters"));
+        }
+        let u = &self.update;
+        within(e, "/update/max_surge", u.max_surge, 0, 1_000);
+        within(e, "/update/max_unavailable", u.max_unavailable, 0, 1_000);
+        within(e, "/update/deadline_s", u.deadline_s, 5, 86_400);
+        if u.max_surge == 0 && u.max_unavailable == 0 {
+            e.push(SpecError::new("/update", "max_surge and max_unavailable can't both be 0: no instance could ever be replaced"));
+        }
+        let p = &self.placement;
+        for (field, labels) in [("/placement/labels", &p.labels), ("/placement/not_labels", &p.not_labels)] {
+            if let Err(message) = check_labels(labels) {
+                e.push(SpecError::new(field, message));
+            }
+        }
+        errors
+    }
+}
+
+impl AppConfig {
+    /// Every field that can't be accepted; empty when the configuration is sound.
+    pub fn check(&self) -> Vec<SpecError> {
+        let mut errors = Vec::new();
+        if self.domains.len() > 100 {
+            errors.push(SpecError::new("/domains", "at most 100 domains"));
+        }
+        for (i, domain) in self.domains.iter().enumerate() {
+            if !domain_name(domain) {
+                errors.push(SpecError::new(
+                    format!("/domains/{i}"),
+                    format!("{domain:?} must be a lower-case domain name such as shop.example.com"),
+                ));
+            }
+        }
+        if self.limits.deny.len() > 1_000 {
+            errors.push(SpecError::new("/limits/deny", "at most 1,000 networks"));
+        }
+        errors
+    }
+}
+
+/// Label keys and values of hosts: 1-63 / 0-63 characters of letters, digits, `.`, `_`, `-`, `/`.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
+    if labels.len() > 64 {
+        return Err("at most 64 labels".into());
+    }
+    let sound = |t: &str| t.len() <= 63 && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
+    for (key, value) in labels {
+        if key.is_empty() || !sound(key) || !sound(value) {
+            return Err(format!("label {key:?}={value:?}: keys (1-63) and values (0-63) are letters, digits, '.', '_', '-', '/'"));
+        }
+    }
+    Ok(())
+}
+
+/// A lower-case DNS name of at least two labels.
+fn domain_name(text: &str) -> bool {
+    text.len() <= 253
+        && text.contains('.')
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        })
+}
+
+/// `[host[:port]/]path[:tag][@sha256:…]`, roughly Docker's reference grammar.
+fn image_reference(text: &str) -> bool {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    if let Some(digest) = digest {
+        let hex = digest.strip_prefix("sha256:").unwrap_or("");
+        if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return false;
+        }
+    }
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    if tag.is_some_and(|t| t.parse::<Version>().is_err()) {
+        return false;
+    }
+    let mut segments = path.split('/').peekable();
+    let host_like = |s: &str| s.contains('.') || s.contains(':') || s == "localhost";
+    if path.contains('/') && segments.peek().is_some_and(|s| host_like(s)) {
+        let host = segments.next().unwrap_or("");
+        let sound = host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+        if !sound {
+            return false;
+        }
+    }
+    let mut any = false;
+    for segment in segments {
+        any = true;
+        let sound = segment.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            && segment.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
+        if !sound {
+            return false;
+        }
+    }
+    any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sound() -> ReleaseSpec {
+        ReleaseSpec { image: "127.0.0.1:5000/hello:1".into(), ..ReleaseSpec::default() }
+    }
+
+    #[test]
+    fn the_defaults_are_sound() {
+        assert_eq!(sound().check(), []);
+        assert_eq!(AppConfig::default().check(), []);
+    }
+
+    #[test]
+    fn each_bad_field_is_named() {
+        let mut spec = sound();
+        spec.memory_mb = 5;
+        spec.env.insert("A-B".into(), String::new());
+        spec.env.insert("CAAS_APP".into(), String::new());
+        spec.env.insert("OK".into(), "a\0".into());
+        spec.health.path = "ping".into();
+        spec.update = Update { max_surge: 0, max_unavailable: 0, deadline_s: 120 };
+        spec.port = 0;
+        let fields: Vec<String> = spec.check().into_iter().map(|e| e.field).collect();
+        assert_eq!(fields, ["/port", "/memory_mb", "/env/A-B", "/env/CAAS_APP", "/env/OK", "/health/path", "/update"]);
+    }
+
+    #[test]
+    fn image_references() {
+        for good in ["hello", "hello:1", "r:5000/hello:1", "10.0.0.1:5000/team/hello:v1.2", "localhost/x", "[::1]:5000/x:1"] {
+            assert!(image_reference(good), "{good}");
+        }
+        for bad in ["", ":1", "UPPER", "r:5000/", "a//b", "a b", "a:b:c", "a@sha256:12", "-v/:/host", "../x", "x\n"] {
+            assert!(!image_reference(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn domains() {
+        assert!(domain_name("shop.example.com"));
+        for bad in ["", "a", "A.b", "-a.b", "a-.b", "a..b", "a.b.", "a_b.c", "a.b/c"] {
+            assert!(!domain_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn unknown_fields_of_a_spec_are_refused_and_of_a_config_ignored() {
+        assert!(serde_json::from_str::<ReleaseSpec>(r#"{"privileged":true}"#).is_err());
+        assert!(serde_json::from_str::<AppConfig>(r#"{"from_the_future":1}"#).is_ok());
+    }
+}

@@ -1,0 +1,402 @@
+//! The store: what is wanted, what was decided, and what became of it.
+//!
+//! Two traits over one database, so that the type says who may write what: [`InstanceStore`] is all that
+//! registry-sync sees; [`Store`] is the scheduler's. Rules that every implementation keeps:
+//!
+//! - a change names the generation it saw; a conflict is an answer ([`Outcome::Conflict`]), not an error;
+//! - each verb is one transaction, its event included; deadlock, lock wait, snapshot conflict and busy are
+//!   retried inside with a bound; a connection lost during commit is re-read, never assumed;
+//! - verbs are safe to repeat.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    App, AppId, Event, Generation, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, InvalidTransition,
+    NewEvent, Operation, OperationId, PlatformId, Release, Timestamp,
+};
+
+/// Why the store could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It can't be reached, or did not answer in time; the change may or may not have happened.
+    #[error("the database can't be reached: {0}")]
+    Unavailable(String),
+    /// Contention outlasted the bounded retries; nothing was changed.
+    #[error("the database is too busy: {0}")]
+    Busy(String),
+    /// The state machine forbids the change.
+    #[error(transparent)]
+    Invalid(#[from] InvalidTransition),
+    /// A row holds what this version can't read, or a statement was refused: a bug or a foreign hand.
+    #[error("the database answered with something unexpected: {0}")]
+    Corrupt(String),
+    /// The schema is older or newer than this program.
+    #[error("the database schema does not fit this program: {0}; run `caas migrate`")]
+    Schema(String),
+}
+
+/// What came of a compare-and-set.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome<T> {
+    /// Done; the row as it is now.
+    Updated(T),
+    /// Somebody else was faster; the row as it is now.
+    Conflict(T),
+    /// There is no such row.
+    NotFound,
+}
+
+impl<T> Outcome<T> {
+    /// The row, if the change was made.
+    pub fn updated(self) -> Option<T> {
+        match self {
+            Self::Updated(row) => Some(row),
+            _ => None,
+        }
+    }
+}
+
+/// A position in the order of changes. Only good for comparing and waiting: it grows whenever something
+/// changed, possibly by more than one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(pub u64);
+
+/// Which instances are asked for.
+#[derive(Clone, Debug, Default)]
+pub struct InstanceFilter {
+    /// Only of this app.
+    pub app: Option<AppId>,
+    /// Only on this host.
+    pub host: Option<HostName>,
+    /// Also those whose resources are released (history); otherwise only those that hold them.
+    pub released_too: bool,
+}
+
+impl InstanceFilter {
+    /// All that hold resources.
+    pub fn held() -> Self {
+        Self::default()
+    }
+
+    /// Those of `app` that hold resources.
+    pub fn held_of(app: &AppId) -> Self {
+        Self { app: Some(app.clone()), ..Self::default() }
+    }
+
+    /// Those on `host` that hold resources.
+    pub fn held_on(host: &HostName) -> Self {
+        Self { host: Some(host.clone()), ..Self::default() }
+    }
+}
+
+/// What registry-sync reads and the moves that it makes.
+#[async_trait]
+pub trait InstanceStore: Send + Sync + std::fmt::Debug {
+    /// Waits until something changed after `after`, at most `timeout`; the newest revision either way.
+    /// A hint only: loops must also run without it.
+    async fn revision_wait(&self, after: Revision, timeout: Duration) -> Result<Revision, StoreError>;
+
+    /// Instances by filter, oldest first.
+    async fn instance_list(&self, filter: &InstanceFilter) -> Result<Vec<Instance>, StoreError>;
+
+    /// One instance.
+    async fn instance_fetch(&self, id: &InstanceId) -> Result<Option<Instance>, StoreError>;
+
+    /// Moves `current` by [`Instance::apply`]: a compare-and-set on its generation. With
+    /// [`InstanceChange::Stopped`] the same transaction gives back the host's memory and lets the port rest until
+    /// `now` + [`PORT_REST`]. An event is recorded for each change of state and for `Routed` (not for heartbeats).
+    async fn instance_update(
+        &self,
+        current: &Instance,
+        change: &InstanceChange,
+        now: Timestamp,
+    ) -> Result<Outcome<Instance>, StoreError>;
+
+    /// All apps.
+    async fn app_list(&self) -> Result<Vec<App>, StoreError>;
+
+    /// One release; releases never change, so callers may keep it.
+    async fn release_fetch(&self, app: &AppId, number: u32) -> Result<Option<Release>, StoreError>;
+
+    /// All hosts, by name.
+    async fn host_list(&self) -> Result<Vec<Host>, StoreError>;
+}
+
+/// How long a released host port rests before it is leased again, so that a stale route can never
+/// reach another app (gateways resync every 5 minutes; twice that).
+pub const PORT_REST: Duration = Duration::from_secs(600);
+
+/// Whether an app row is expected, and in which generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// There must be no such app.
+    Absent,
+    /// It must be in this generation.
+    Generation(Generation),
+}
+
+/// A change of what is wanted of an app, committed whole or not at all.
+#[derive(Clone, Debug)]
+pub struct Intent {
+    /// The row to be; its `generation` is ignored (the store writes the next one), `placements` is kept as stored.
+    pub app: App,
+    /// What the decision was made from.
+    pub expected: Expected,
+    /// A new release (deploy).
+    pub release: Option<Release>,
+    /// The operation by which it can be followed; a running one of the same app becomes superseded.
+    pub operation: Operation,
+    /// The audit's entry.
+    pub event: NewEvent,
+    /// The caller's `Idempotency-Key` with a hash of the request, if given.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+/// An `Idempotency-Key` as kept for 24 hours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// The key, prefixed by the token's id (1-200 characters).
+    pub key: String,
+    /// Hash of method, path and body: the same key with another request is refused.
+    pub request_hash: String,
+}
+
+/// What came of an [`Intent`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum IntentOutcome {
+    /// Committed.
+    Committed(App, Operation),
+    /// The app changed meanwhile (or exists although expected absent).
+    Conflict(App),
+    /// No such app.
+    NotFound,
+    /// The same key was used before for the same request: its operation.
+    Replayed(Operation),
+    /// The same key was used before for another request.
+    KeyReused,
+}
+
+/// Instances of one app to be placed, as decided from one look at the store.
+#[derive(Clone, Debug)]
+pub struct Placing {
+    /// The app, and its `placements` counter when the decision was made.
+    pub app: AppId,
+    /// See [`App::placements`].
+    pub expected_placements: u64,
+    /// The app's generation when the decision was made.
+    pub expected_generation: Generation,
+    /// The instances, each with its chosen host.
+    pub picks: Vec<Pick>,
+}
+
+/// One instance to be placed.
+#[derive(Clone, Debug)]
+pub struct Pick {
+    /// The new instance's id.
+    pub instance: InstanceId,
+    /// The chosen host.
+    pub host: HostName,
+    /// Its release.
+    pub release: u32,
+    /// The release's version.
+    pub version: crate::Version,
+    /// Memory to be reserved, MiB.
+    pub memory_mb: u32,
+    /// CPU weight to be reserved.
+    pub cpu_weight: u32,
+    /// SHA-256 (hex) of the token with which the instance reports its own heartbeat.
+    pub token_hash: String,
+}
+
+/// What came of a [`Placing`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum PlaceOutcome {
+    /// Committed: those that fitted, and those that did not (host full, gone, cordoned, or out of ports).
+    Placed {
+        /// The new instances, state `placed`, each with its leased port.
+        placed: Vec<Instance>,
+        /// Which picks were refused, and why.
+        refused: Vec<(InstanceId, RefusedBecause)>,
+    },
+    /// The app changed, or another scheduler placed, since the decision; nothing was placed.
+    Conflict,
+}
+
+/// Why a pick was refused by the transaction although the decision found it fitting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedBecause {
+    /// Its memory is taken by now.
+    HostFull,
+    /// It is gone, down, cordoned or draining by now.
+    HostClosed,
+    /// Every port of its range is leased or resting.
+    NoPort,
+}
+
+/// A bearer token, without its secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Public part, by which it is found.
+    pub id: String,
+    /// Whose it is; the actor in events.
+    pub name: String,
+    /// SHA-256 (hex) of the secret part.
+    pub secret_hash: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// Credentials of an image registry.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryCredentials {
+    /// `host[:port]` as it stands in image references.
+    pub registry: String,
+    /// User.
+    pub username: String,
+    /// Password; never shown or logged.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryCredentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryCredentials")
+            .field("registry", &self.registry)
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything that the scheduler reads and writes.
+#[async_trait]
+pub trait Store: InstanceStore {
+    /// Proves that the database answers and its schema fits.
+    async fn check(&self) -> Result<(), StoreError>;
+
+    /// This installation's id; made at first use, the same ever after.
+    async fn platform_id(&self) -> Result<PlatformId, StoreError>;
+
+    // --- apps and releases ---
+
+    /// One app.
+    async fn app_fetch(&self, id: &AppId) -> Result<Option<App>, StoreError>;
+
+    /// Commits a change of what is wanted, in one transaction.
+    async fn intent_commit(&self, intent: &Intent, now: Timestamp) -> Result<IntentOutcome, StoreError>;
+
+    /// Notes that `release` of `app` is fully routed: the release to which a later failed deploy returns.
+    /// Compare-and-set on the app's generation.
+    async fn app_settle(&self, app: &App, change: &AppSettle, now: Timestamp) -> Result<Outcome<App>, StoreError>;
+
+    /// Deletes a `removing` app that holds no instance any more, with its releases and history.
+    /// `true` when it is gone.
+    async fn app_delete(&self, id: &AppId, now: Timestamp) -> Result<bool, StoreError>;
+
+    /// Releases of an app, newest first, at most `limit`.
+    async fn release_list(&self, app: &AppId, limit: u32) -> Result<Vec<Release>, StoreError>;
+
+    /// Claims the work on `app` for `holder` until `now + ttl`; renews when already held. `false`: somebody
+    /// else holds it. An economy, not a lock: correctness rests on generations.
+    async fn app_claim(&self, app: &AppId, holder: &str, now: Timestamp, ttl: Duration) -> Result<bool, StoreError>;
+
+    // --- placement ---
+
+    /// Commits placements in one transaction: guarded reservation on each host row (never above capacity), one
+    /// port lease each, one instance row each.
+    async fn instance_place(&self, placing: &Placing, now: Timestamp) -> Result<PlaceOutcome, StoreError>;
+
+    /// Docker says that `port` of `host` is taken by something else: it rests until `until`.
+    async fn port_quarantine(&self, host: &HostName, port: u16, until: Timestamp) -> Result<(), StoreError>;
+
+    /// The hash of an instance's own heartbeat token.
+    async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError>;
+
+    /// Deletes released instances beyond the newest `keep` of each app, events older than `events_before`, and
+    /// idempotency keys older than 24 h; a bounded number at a time. How many rows went.
+    async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError>;
+
+    // --- hosts ---
+
+    /// Adds a host; `Conflict` if the name is taken.
+    async fn host_create(&self, host: &Host, event: &NewEvent) -> Result<Outcome<Host>, StoreError>;
+
+    /// One host.
+    async fn host_fetch(&self, name: &HostName) -> Result<Option<Host>, StoreError>;
+
+    /// Changes a host: a compare-and-set on its generation. No event, no waking for `UsedCpu`.
+    async fn host_update(
+        &self,
+        current: &Host,
+        change: &HostChange,
+        event: Option<&NewEvent>,
+        now: Timestamp,
+    ) -> Result<Outcome<Host>, StoreError>;
+
+    /// Removes a host that carries no instance; `Conflict` while it does.
+    async fn host_remove(&self, name: &HostName, event: &NewEvent, now: Timestamp) -> Result<Outcome<Host>, StoreError>;
+
+    // --- operations and events ---
+
+    /// Records an operation that is not about an app (those come with their intent).
+    async fn operation_create(&self, operation: &Operation, event: &NewEvent) -> Result<(), StoreError>;
+
+    /// One operation.
+    async fn operation_fetch(&self, id: &OperationId) -> Result<Option<Operation>, StoreError>;
+
+    /// Operations, newest first, at most `limit`, optionally of one app.
+    async fn operation_list(&self, app: Option<&AppId>, limit: u32) -> Result<Vec<Operation>, StoreError>;
+
+    /// Operations that are not final.
+    async fn operation_open(&self) -> Result<Vec<Operation>, StoreError>;
+
+    /// Writes `next` (same id) if the stored generation still is `next.generation`; the stored row gets the
+    /// next one. An event is recorded when the state or a step's state changes.
+    async fn operation_update(&self, next: &Operation, now: Timestamp) -> Result<Outcome<Operation>, StoreError>;
+
+    /// Events after `after`, oldest first, at most `limit`, optionally of one app.
+    async fn event_list(&self, after: u64, app: Option<&AppId>, limit: u32) -> Result<Vec<Event>, StoreError>;
+
+    /// The number of the newest event; 0 if there is none.
+    async fn event_newest(&self) -> Result<u64, StoreError>;
+
+    /// Records an event that goes with no other change.
+    async fn event_record(&self, event: &NewEvent, now: Timestamp) -> Result<(), StoreError>;
+
+    // --- tokens and credentials ---
+
+    /// How many tokens there are.
+    async fn token_count(&self) -> Result<u64, StoreError>;
+
+    /// Adds a token; replaces one with the same id.
+    async fn token_put(&self, token: &Token) -> Result<(), StoreError>;
+
+    /// The token with this id.
+    async fn token_fetch(&self, id: &str) -> Result<Option<Token>, StoreError>;
+
+    /// Sets a registry's credentials.
+    async fn credentials_put(&self, credentials: &RegistryCredentials, event: &NewEvent, now: Timestamp)
+    -> Result<(), StoreError>;
+
+    /// All registries' credentials.
+    async fn credentials_list(&self) -> Result<Vec<RegistryCredentials>, StoreError>;
+
+    /// Forgets a registry's credentials; `false` if there were none.
+    async fn credentials_remove(&self, registry: &str, event: &NewEvent, now: Timestamp) -> Result<bool, StoreError>;
+}
+
+/// What the converger writes on an app's row (the intent stays the API's).
+#[derive(Clone, Debug, PartialEq)]
+pub enum AppSettle {
+    /// A deploy succeeded: `release` is the one to return to.
+    Routed {
+        /// The release that is fully routed.
+        release: u32,
+    },
+    /// A deploy failed: the app returns to this release.
+    RolledBack {
+        /// The release to which it returns.
+        to: u32,
+    },
+}
