@@ -103,7 +103,10 @@ mod tests {
             number: 1,
             version: "1".parse().expect("valid"),
             digest: "sha256:abc".into(),
-            spec: ReleaseSpec { image: "127.0.0.1:5000/hello:1".into(), ..ReleaseSpec::default() },
+            spec: ReleaseSpec {
+                image: "127.0.0.1:5000/hello:1".into(),
+                ..ReleaseSpec::default()
+            },
             created_at: Timestamp::default(),
         };
         assert_eq!(release.pinned_image(), "127.0.0.1:5000/hello@sha256:abc");

@@ -208,7 +208,8 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 
     /// The digest (`sha256:…`) to which `image` (with its tag) resolves in its registry now (15 s).
-    async fn image_digest(&self, image: &str, credentials: Option<&RegistryCredentials>) -> Result<String, EngineError>;
+    async fn image_digest(&self, image: &str, credentials: Option<&RegistryCredentials>)
+    -> Result<String, EngineError>;
 
     /// Makes sure that `image` (by digest) is there, pulling it if not, within `deadline`. `true` when it was pulled.
     async fn image_pull(
@@ -240,7 +241,10 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
 
     /// Events of `platform`'s containers from now on. Ends with an error when the connection does; may also fall silent
     /// for ever when the host vanishes, so that callers ping beside it.
-    async fn events(&self, platform: &PlatformId) -> Result<BoxStream<'static, Result<EngineEvent, EngineError>>, EngineError>;
+    async fn events(
+        &self,
+        platform: &PlatformId,
+    ) -> Result<BoxStream<'static, Result<EngineEvent, EngineError>>, EngineError>;
 
     /// What a container uses now (5 s).
     async fn stats(&self, container: &ContainerId) -> Result<ContainerStats, EngineError>;

@@ -80,11 +80,13 @@ macro_rules! text_id {
 }
 
 fn all(text: &str, extra: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || extra.as_bytes().contains(&b))
+    text.bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || extra.as_bytes().contains(&b))
 }
 
 fn all_cases(text: &str, extra: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_alphanumeric() || extra.as_bytes().contains(&b))
+    text.bytes()
+        .all(|b| b.is_ascii_alphanumeric() || extra.as_bytes().contains(&b))
 }
 
 fn starts_alphanumeric(text: &str) -> bool {
@@ -165,7 +167,9 @@ fn random_text(n: usize) -> String {
     use rand::RngExt as _;
     const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789";
     let mut rng = rand::rng();
-    (0..n).map(|i| ALPHABET[rng.random_range(0..if i == 0 { 26 } else { 36 })] as char).collect()
+    (0..n)
+        .map(|i| ALPHABET[rng.random_range(0..if i == 0 { 26 } else { 36 })] as char)
+        .collect()
 }
 
 impl InstanceId {
@@ -227,7 +231,22 @@ mod tests {
         for good in ["a", "hello", "my-app-2", &"a".repeat(40)] {
             assert!(good.parse::<AppId>().is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "a--b", "A", "1a", "a.b", "a/b", "..", "a_b", "é", &"a".repeat(41), "a\0", "a\n"] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "a--b",
+            "A",
+            "1a",
+            "a.b",
+            "a/b",
+            "..",
+            "a_b",
+            "é",
+            &"a".repeat(41),
+            "a\0",
+            "a\n",
+        ] {
             assert!(bad.parse::<AppId>().is_err(), "{bad:?}");
         }
     }
@@ -254,7 +273,9 @@ mod tests {
     #[test]
     fn json_is_checked() {
         assert!(serde_json::from_str::<AppId>("\"hello\"").is_ok());
-        let error = serde_json::from_str::<AppId>("\"no/good\"").expect_err("a slash").to_string();
+        let error = serde_json::from_str::<AppId>("\"no/good\"")
+            .expect_err("a slash")
+            .to_string();
         assert!(error.contains("not a valid app id"), "{error}");
     }
 }

@@ -134,7 +134,13 @@ pub struct Failure {
 impl Failure {
     /// A failure with nothing but its kind and a sentence.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), exit_code: None, log_tail: Vec::new(), probes: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            exit_code: None,
+            log_tail: Vec::new(),
+            probes: Vec::new(),
+        }
     }
 }
 
@@ -219,12 +225,20 @@ impl Instance {
     /// This instance after `change` at `now`, one generation later; or why that can't be.
     pub fn apply(&self, change: &InstanceChange, now: Timestamp) -> Result<Self, InvalidTransition> {
         use InstanceState as S;
-        let refuse = |wanted| Err(InvalidTransition { id: self.id.clone(), state: self.state, wanted });
+        let refuse = |wanted| {
+            Err(InvalidTransition {
+                id: self.id.clone(),
+                state: self.state,
+                wanted,
+            })
+        };
         let mut next = self.clone();
         match change {
             InstanceChange::Started { container, restart } => {
-                if !matches!(self.state, S::Placed | S::Starting | S::Running | S::Unhealthy | S::Failed)
-                    || self.released_at.is_some()
+                if !matches!(
+                    self.state,
+                    S::Placed | S::Starting | S::Running | S::Unhealthy | S::Failed
+                ) || self.released_at.is_some()
                 {
                     return refuse("starting");
                 }
@@ -262,7 +276,10 @@ impl Instance {
                 next.failure = Some(failure.clone());
             }
             InstanceChange::Failed(failure) => {
-                if !matches!(self.state, S::Placed | S::Starting | S::Running | S::Unhealthy | S::Draining) {
+                if !matches!(
+                    self.state,
+                    S::Placed | S::Starting | S::Running | S::Unhealthy | S::Draining
+                ) {
                     return refuse("failed");
                 }
                 next.state = S::Failed;

@@ -189,7 +189,11 @@ pub struct SnapshotFile {
 
 impl From<&RegistrySnapshot> for SnapshotFile {
     fn from(snapshot: &RegistrySnapshot) -> Self {
-        let mut file = Self { revision: snapshot.revision, configs: snapshot.configs.clone(), ..Self::default() };
+        let mut file = Self {
+            revision: snapshot.revision,
+            configs: snapshot.configs.clone(),
+            ..Self::default()
+        };
         for (key, endpoint) in &snapshot.endpoints {
             file.endpoints
                 .entry(key.app.clone())
@@ -208,12 +212,20 @@ impl From<SnapshotFile> for RegistrySnapshot {
         for (app, versions) in file.endpoints {
             for (version, containers) in versions {
                 for (container, endpoint) in containers {
-                    let key = EntryKey { app: app.clone(), version: version.clone(), container };
+                    let key = EntryKey {
+                        app: app.clone(),
+                        version: version.clone(),
+                        container,
+                    };
                     endpoints.insert(key, endpoint);
                 }
             }
         }
-        Self { revision: file.revision, endpoints, configs: file.configs }
+        Self {
+            revision: file.revision,
+            endpoints,
+            configs: file.configs,
+        }
     }
 }
 
@@ -223,9 +235,20 @@ mod tests {
 
     #[test]
     fn endpoints() {
-        assert_eq!("10.0.0.1:25701".parse::<Endpoint>().expect("valid").to_string(), "10.0.0.1:25701");
+        assert_eq!(
+            "10.0.0.1:25701".parse::<Endpoint>().expect("valid").to_string(),
+            "10.0.0.1:25701"
+        );
         assert!("[::1]:80".parse::<Endpoint>().is_ok());
-        for bad in ["", "10.0.0.1", "10.0.0.1:0", "host:80", "10.0.0.1:99999", " 10.0.0.1:80", "10.0.0.1:80\n"] {
+        for bad in [
+            "",
+            "10.0.0.1",
+            "10.0.0.1:0",
+            "host:80",
+            "10.0.0.1:99999",
+            " 10.0.0.1:80",
+            "10.0.0.1:80\n",
+        ] {
             assert!(bad.parse::<Endpoint>().is_err(), "{bad:?}");
         }
     }
@@ -237,8 +260,13 @@ mod tests {
             version: "1".parse().expect("valid"),
             container: "c1".parse().expect("valid"),
         };
-        let mut snapshot = RegistrySnapshot { revision: RegistryRevision(7), ..RegistrySnapshot::default() };
-        snapshot.endpoints.insert(key.clone(), "10.0.0.1:20000".parse().expect("valid"));
+        let mut snapshot = RegistrySnapshot {
+            revision: RegistryRevision(7),
+            ..RegistrySnapshot::default()
+        };
+        snapshot
+            .endpoints
+            .insert(key.clone(), "10.0.0.1:20000".parse().expect("valid"));
         snapshot.configs.insert(key.app, AppConfig::default());
         let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).expect("json");
         let back: SnapshotFile = serde_json::from_str(&text).expect("its own output");

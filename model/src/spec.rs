@@ -21,7 +21,10 @@ pub struct SpecError {
 impl SpecError {
     /// An error at `field` (a JSON pointer).
     pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: field.into(), message: message.into() }
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
     }
 }
 
@@ -188,7 +191,11 @@ pub struct Update {
 
 impl Default for Update {
     fn default() -> Self {
-        Self { max_surge: 1, max_unavailable: 0, deadline_s: 120 }
+        Self {
+            max_surge: 1,
+            max_unavailable: 0,
+            deadline_s: 120,
+        }
     }
 }
 
@@ -260,14 +267,21 @@ pub fn parse_app_version(text: &str) -> Result<(AppId, Version), SpecError> {
     let (app, version) = text
         .split_once(':')
         .ok_or_else(|| SpecError::new("", format!("{text:?} must be APP:VERSION, such as hello:1")))?;
-    let app = app.parse().map_err(|e: crate::InvalidId| SpecError::new("/app", e.to_string()))?;
-    let version = version.parse().map_err(|e: crate::InvalidId| SpecError::new("/version", e.to_string()))?;
+    let app = app
+        .parse()
+        .map_err(|e: crate::InvalidId| SpecError::new("/app", e.to_string()))?;
+    let version = version
+        .parse()
+        .map_err(|e: crate::InvalidId| SpecError::new("/version", e.to_string()))?;
     Ok((app, version))
 }
 
 fn within(errors: &mut Vec<SpecError>, field: &str, value: u32, least: u32, most: u32) {
     if !(least..=most).contains(&value) {
-        errors.push(SpecError::new(field, format!("{value} must be between {least} and {most}")));
+        errors.push(SpecError::new(
+            field,
+            format!("{value} must be between {least} and {most}"),
+        ));
     }
 }
 
@@ -279,7 +293,10 @@ impl ReleaseSpec {
         if self.image.len() > 512 || !image_reference(&self.image) {
             e.push(SpecError::new(
                 "/image",
-                format!("{:?} must be an image reference such as registry:5000/hello:1", self.image),
+                format!(
+                    "{:?} must be an image reference such as registry:5000/hello:1",
+                    self.image
+                ),
             ));
         }
         within(e, "/port", self.port.into(), 1, 65_535);
@@ -293,20 +310,35 @@ impl ReleaseSpec {
         }
         for (name, value) in &self.env {
             let field = || format!("/env/{}", name.replace('~', "~0").replace('/', "~1"));
-            let sound = name.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+            let sound = name
+                .bytes()
+                .next()
+                .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
                 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
                 && name.len() <= 128;
             if !sound {
-                e.push(SpecError::new(field(), "a name must be 1 to 128 of A-Z, a-z, 0-9 and '_', not starting with a digit"));
+                e.push(SpecError::new(
+                    field(),
+                    "a name must be 1 to 128 of A-Z, a-z, 0-9 and '_', not starting with a digit",
+                ));
             } else if name.starts_with("CAAS_") || name == "PORT" {
-                e.push(SpecError::new(field(), "names beginning with CAAS_, and PORT, are set by the platform"));
+                e.push(SpecError::new(
+                    field(),
+                    "names beginning with CAAS_, and PORT, are set by the platform",
+                ));
             }
             if value.len() > 32_768 || value.contains('\0') {
-                e.push(SpecError::new(field(), "a value must be at most 32,768 bytes without NUL"));
+                e.push(SpecError::new(
+                    field(),
+                    "a value must be at most 32,768 bytes without NUL",
+                ));
             }
         }
         if self.command.len() > 128 || self.command.iter().any(|a| a.len() > 4_096 || a.contains('\0')) {
-            e.push(SpecError::new("/command", "at most 128 arguments of at most 4,096 bytes without NUL"));
+            e.push(SpecError::new(
+                "/command",
+                "at most 128 arguments of at most 4,096 bytes without NUL",
+            ));
         }
         let h = &self.health;
         within(e, "/health/interval_ms", h.interval_ms, 200, 3_600_000);
@@ -317,17 +349,26 @@ impl ReleaseSpec {
         within(e, "/health/heartbeat_timeout_s", h.heartbeat_timeout_s, 1, 3_600);
         let path_ok = h.path.starts_with('/') && h.path.len() <= 1_024 && h.path.bytes().all(|b| b.is_ascii_graphic());
         if !path_ok {
-            e.push(SpecError::new("/health/path", "must start with '/' and be at most 1,024 visible ASCII characters"));
+            e.push(SpecError::new(
+                "/health/path",
+                "must start with '/' and be at most 1,024 visible ASCII characters",
+            ));
         }
         let u = &self.update;
         within(e, "/update/max_surge", u.max_surge, 0, 1_000);
         within(e, "/update/max_unavailable", u.max_unavailable, 0, 1_000);
         within(e, "/update/deadline_s", u.deadline_s, 5, 86_400);
         if u.max_surge == 0 && u.max_unavailable == 0 {
-            e.push(SpecError::new("/update", "max_surge and max_unavailable can't both be 0: no instance could ever be replaced"));
+            e.push(SpecError::new(
+                "/update",
+                "max_surge and max_unavailable can't both be 0: no instance could ever be replaced",
+            ));
         }
         let p = &self.placement;
-        for (field, labels) in [("/placement/labels", &p.labels), ("/placement/not_labels", &p.not_labels)] {
+        for (field, labels) in [
+            ("/placement/labels", &p.labels),
+            ("/placement/not_labels", &p.not_labels),
+        ] {
             if let Err(message) = check_labels(labels) {
                 e.push(SpecError::new(field, message));
             }
@@ -366,7 +407,9 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
     let sound = |t: &str| t.len() <= 63 && t.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(&b));
     for (key, value) in labels {
         if key.is_empty() || !sound(key) || !sound(value) {
-            return Err(format!("label {key:?}={value:?}: keys (1-63) and values (0-63) are letters, digits, '.', '_', '-', '/'"));
+            return Err(format!(
+                "label {key:?}={value:?}: keys (1-63) and values (0-63) are letters, digits, '.', '_', '-', '/'"
+            ));
         }
     }
     Ok(())
@@ -380,7 +423,9 @@ fn domain_name(text: &str) -> bool {
             (1..=63).contains(&label.len())
                 && !label.starts_with('-')
                 && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
         })
 }
 
@@ -415,8 +460,13 @@ fn image_reference(text: &str) -> bool {
     let mut any = false;
     for segment in segments {
         any = true;
-        let sound = segment.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-            && segment.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
+        let sound = segment
+            .bytes()
+            .next()
+            .is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
+            && segment
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b));
         if !sound {
             return false;
         }
@@ -429,7 +479,10 @@ mod tests {
     use super::*;
 
     fn sound() -> ReleaseSpec {
-        ReleaseSpec { image: "127.0.0.1:5000/hello:1".into(), ..ReleaseSpec::default() }
+        ReleaseSpec {
+            image: "127.0.0.1:5000/hello:1".into(),
+            ..ReleaseSpec::default()
+        }
     }
 
     #[test]
@@ -446,18 +499,52 @@ mod tests {
         spec.env.insert("CAAS_APP".into(), String::new());
         spec.env.insert("OK".into(), "a\0".into());
         spec.health.path = "ping".into();
-        spec.update = Update { max_surge: 0, max_unavailable: 0, deadline_s: 120 };
+        spec.update = Update {
+            max_surge: 0,
+            max_unavailable: 0,
+            deadline_s: 120,
+        };
         spec.port = 0;
         let fields: Vec<String> = spec.check().into_iter().map(|e| e.field).collect();
-        assert_eq!(fields, ["/port", "/memory_mb", "/env/A-B", "/env/CAAS_APP", "/env/OK", "/health/path", "/update"]);
+        assert_eq!(
+            fields,
+            [
+                "/port",
+                "/memory_mb",
+                "/env/A-B",
+                "/env/CAAS_APP",
+                "/env/OK",
+                "/health/path",
+                "/update"
+            ]
+        );
     }
 
     #[test]
     fn image_references() {
-        for good in ["hello", "hello:1", "r:5000/hello:1", "10.0.0.1:5000/team/hello:v1.2", "localhost/x", "[::1]:5000/x:1"] {
+        for good in [
+            "hello",
+            "hello:1",
+            "r:5000/hello:1",
+            "10.0.0.1:5000/team/hello:v1.2",
+            "localhost/x",
+            "[::1]:5000/x:1",
+        ] {
             assert!(image_reference(good), "{good}");
         }
-        for bad in ["", ":1", "UPPER", "r:5000/", "a//b", "a b", "a:b:c", "a@sha256:12", "-v/:/host", "../x", "x\n"] {
+        for bad in [
+            "",
+            ":1",
+            "UPPER",
+            "r:5000/",
+            "a//b",
+            "a b",
+            "a:b:c",
+            "a@sha256:12",
+            "-v/:/host",
+            "../x",
+            "x\n",
+        ] {
             assert!(!image_reference(bad), "{bad:?}");
         }
     }

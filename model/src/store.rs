@@ -83,12 +83,18 @@ impl InstanceFilter {
 
     /// Those of `app` that hold resources.
     pub fn held_of(app: &AppId) -> Self {
-        Self { app: Some(app.clone()), ..Self::default() }
+        Self {
+            app: Some(app.clone()),
+            ..Self::default()
+        }
     }
 
     /// Those on `host` that hold resources.
     pub fn held_on(host: &HostName) -> Self {
-        Self { host: Some(host.clone()), ..Self::default() }
+        Self {
+            host: Some(host.clone()),
+            ..Self::default()
+        }
     }
 }
 
@@ -335,7 +341,8 @@ pub trait Store: InstanceStore {
     ) -> Result<Outcome<Host>, StoreError>;
 
     /// Removes a host that carries no instance; `Conflict` while it does.
-    async fn host_remove(&self, name: &HostName, event: &NewEvent, now: Timestamp) -> Result<Outcome<Host>, StoreError>;
+    async fn host_remove(&self, name: &HostName, event: &NewEvent, now: Timestamp)
+    -> Result<Outcome<Host>, StoreError>;
 
     // --- operations and events ---
 
@@ -376,8 +383,12 @@ pub trait Store: InstanceStore {
     async fn token_fetch(&self, id: &str) -> Result<Option<Token>, StoreError>;
 
     /// Sets a registry's credentials.
-    async fn credentials_put(&self, credentials: &RegistryCredentials, event: &NewEvent, now: Timestamp)
-    -> Result<(), StoreError>;
+    async fn credentials_put(
+        &self,
+        credentials: &RegistryCredentials,
+        event: &NewEvent,
+        now: Timestamp,
+    ) -> Result<(), StoreError>;
 
     /// All registries' credentials.
     async fn credentials_list(&self) -> Result<Vec<RegistryCredentials>, StoreError>;
