@@ -53,6 +53,8 @@ pub enum OperationKind {
     Rollback,
     /// The app taken away.
     Remove,
+    /// Another way for traffic to reach the app; done as soon as it is recorded.
+    Configure,
     /// A host emptied.
     DrainHost,
 }
@@ -68,6 +70,7 @@ impl OperationKind {
             Self::Start => "start",
             Self::Rollback => "rollback",
             Self::Remove => "remove",
+            Self::Configure => "configure",
             Self::DrainHost => "drain_host",
         }
     }
