@@ -172,6 +172,10 @@ pub struct IdempotencyKey {
 
 /// What came of an [`Intent`].
 #[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one is made per API call; boxing would only burden its readers"
+)]
 pub enum IntentOutcome {
     /// Committed.
     Committed(App, Operation),

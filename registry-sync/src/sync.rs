@@ -1,0 +1,419 @@
+//! The loop: read the store, compare with the registry, act. It takes no input, is idempotent and never
+//! retries inside: the next pass is the retry. Hints from the store only make it run sooner.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::registry::{EntryKey, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot};
+use model::store::{InstanceFilter, Outcome, Revision, StoreError};
+use model::{App, AppId, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release, Timestamp};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::confirm::{Awaited, confirmed};
+use crate::metrics::Metrics;
+use crate::plan::{self, View};
+use crate::watch::{Target, Watchers, is_watched};
+use crate::{Config, Deps};
+
+/// Between looks at the gateways' acknowledgements while something waits for them.
+const ACKNOWLEDGE_POLL: Duration = Duration::from_millis(20);
+
+/// Pause after trouble with the store or the registry.
+const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// Least pause between full passes: a burst of changes is taken together.
+const LEAST_PAUSE: Duration = Duration::from_millis(5);
+
+/// Releases kept in memory; they never change, so only the number is bounded.
+const RELEASES_KEPT: usize = 50_000;
+
+/// Runs until `shutdown`.
+pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, shutdown: &CancellationToken) {
+    let (hint, mut hinted) = watch::channel(Revision::default());
+    let hints = tokio::spawn(follow_store(deps.clone(), hint, shutdown.clone()));
+    let mut sync = Sync::new(config, deps, metrics);
+    let mut full_pass_due = true;
+    while !shutdown.is_cancelled() {
+        let pause = tokio::select! {
+            () = shutdown.cancelled() => break,
+            pause = sync.turn(full_pass_due) => pause,
+        };
+        full_pass_due = tokio::select! {
+            () = shutdown.cancelled() => break,
+            changed = hinted.changed() => changed.is_ok(),
+            () = tokio::time::sleep(pause) => sync.full_pass_due(),
+        };
+        if full_pass_due {
+            // Many changes at once are many hints; a pass takes as long as there are instances, so pace by it.
+            tokio::time::sleep(LEAST_PAUSE.max(sync.last_pass).min(Duration::from_secs(1))).await;
+            hinted.mark_unchanged();
+        }
+    }
+    hints.abort();
+}
+
+/// Turns the store's revisions into hints.
+async fn follow_store(deps: Deps, hint: watch::Sender<Revision>, shutdown: CancellationToken) {
+    let mut revision = Revision::default();
+    while !shutdown.is_cancelled() {
+        match deps.store.revision_wait(revision, Duration::from_secs(5)).await {
+            Ok(newest) if newest != revision => {
+                revision = newest;
+                hint.send_replace(newest);
+            }
+            Ok(_) => {}
+            Err(_) => tokio::time::sleep(TROUBLE_PAUSE).await,
+        }
+    }
+}
+
+/// An instance for which the gateways are waited for.
+#[derive(Debug)]
+struct Waiting {
+    instance: Instance,
+    awaited: Awaited,
+    revision: RegistryRevision,
+    since: Instant,
+}
+
+/// What the loop remembers between passes; all of it can be lost.
+#[derive(Debug)]
+struct Sync<'a> {
+    config: &'a Config,
+    deps: &'a Deps,
+    metrics: &'a Arc<Metrics>,
+    watchers: Watchers,
+    releases: HashMap<(AppId, u32), Arc<Release>>,
+    published: Option<Published>,
+    waiting: HashMap<InstanceId, Waiting>,
+    passed_at: Option<Instant>,
+    last_pass: Duration,
+}
+
+/// The registry's content as far as this writer knows.
+#[derive(Debug)]
+struct Published {
+    snapshot: RegistrySnapshot,
+    read_at: Instant,
+    /// Entries without an instance in this reading, and in the one before.
+    ghosts: BTreeSet<EntryKey>,
+    ghosts_before: BTreeSet<EntryKey>,
+}
+
+impl<'a> Sync<'a> {
+    fn new(config: &'a Config, deps: &'a Deps, metrics: &'a Arc<Metrics>) -> Self {
+        let watchers = Watchers::new(
+            Arc::clone(&deps.store),
+            Arc::clone(metrics),
+            config.max_concurrent_probes,
+        );
+        Self {
+            config,
+            deps,
+            metrics,
+            watchers,
+            releases: HashMap::new(),
+            published: None,
+            waiting: HashMap::new(),
+            passed_at: None,
+            last_pass: Duration::ZERO,
+        }
+    }
+
+    fn full_pass_due(&self) -> bool {
+        let period = Duration::from_secs(self.config.full_pass_s.max(1));
+        self.passed_at.is_none_or(|at| at.elapsed() >= period)
+    }
+
+    /// One turn; how long to pause unless hinted.
+    async fn turn(&mut self, full_pass: bool) -> Duration {
+        match self.deps.registry.lead(Duration::from_secs(2)).await {
+            Ok(true) => self.metrics.leader.set(1),
+            Ok(false) => {
+                self.stand_by();
+                self.metrics.set_ready(true);
+                return TROUBLE_PAUSE;
+            }
+            // Without the registry probing goes on: what is found out now is published when it is back. A process
+            // that never led has no business yet.
+            Err(error) => {
+                tracing::warn!(%error, "the registry can't be reached");
+                self.published = None;
+                self.metrics.set_ready(false);
+                if self.metrics.leader.get() == 0 {
+                    return TROUBLE_PAUSE;
+                }
+            }
+        }
+        let done = if full_pass || self.published.is_none() {
+            self.pass().await
+        } else {
+            Ok(())
+        };
+        let done = match done {
+            Ok(()) => self.confirm().await,
+            Err(trouble) => Err(trouble),
+        };
+        match done {
+            Ok(()) => {
+                self.metrics.set_ready(true);
+                if self.waiting.is_empty() {
+                    Duration::from_secs(self.config.full_pass_s.max(1))
+                } else {
+                    ACKNOWLEDGE_POLL
+                }
+            }
+            Err(trouble) => {
+                tracing::warn!(%trouble, "the pass failed");
+                self.metrics.failed_passes.inc();
+                self.metrics.set_ready(false);
+                self.passed_at = None;
+                if matches!(trouble, Trouble::Registry(RegistryError::NotLeader)) {
+                    self.stand_by();
+                }
+                // What was written is unknown now.
+                self.published = None;
+                TROUBLE_PAUSE
+            }
+        }
+    }
+
+    fn stand_by(&mut self) {
+        self.metrics.leader.set(0);
+        self.watchers.set(HashMap::new());
+        self.waiting.clear();
+        self.published = None;
+    }
+
+    async fn pass(&mut self) -> Result<(), Trouble> {
+        let begun = Instant::now();
+        let instances = self.deps.store.instance_list(&InstanceFilter::held()).await?;
+        let apps = self.deps.store.app_list().await?;
+        let hosts: HashMap<HostName, IpAddr> = self
+            .deps
+            .store
+            .host_list()
+            .await?
+            .into_iter()
+            .map(|h| (h.name, h.address))
+            .collect();
+        self.load_releases(&instances).await?;
+
+        let published = self.publish(&instances, &apps, &hosts).await;
+        // Health is watched with or without the registry.
+        let targets = self.targets(&instances, &hosts);
+        self.watchers.set(targets);
+        self.await_gateways(&instances, &hosts);
+        self.last_pass = begun.elapsed();
+        self.passed_at = Some(Instant::now());
+        self.metrics.passes.observe(self.last_pass.as_secs_f64());
+        published
+    }
+
+    async fn load_releases(&mut self, instances: &[Instance]) -> Result<(), Trouble> {
+        if self.releases.len() > RELEASES_KEPT {
+            self.releases.clear();
+        }
+        for instance in instances {
+            let key = (instance.app.clone(), instance.release);
+            if self.releases.contains_key(&key) {
+                continue;
+            }
+            if let Some(release) = self.deps.store.release_fetch(&instance.app, instance.release).await? {
+                self.releases.insert(key, Arc::new(release));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the registry fit the store.
+    async fn publish(
+        &mut self,
+        instances: &[Instance],
+        apps: &[App],
+        hosts: &HashMap<HostName, IpAddr>,
+    ) -> Result<(), Trouble> {
+        let reread = Duration::from_secs(self.config.reread_s);
+        let known = self.published.take_if(|p| p.read_at.elapsed() < reread);
+        let ghosts_before = self.published.take().map(|p| p.ghosts).unwrap_or_default();
+        let mut published = match known {
+            Some(published) => published,
+            None => Published {
+                snapshot: self.deps.registry.published().await?,
+                read_at: Instant::now(),
+                ghosts: BTreeSet::new(),
+                ghosts_before,
+            },
+        };
+        let view = View {
+            instances,
+            apps,
+            hosts,
+            published: &published.snapshot,
+        };
+        let plan = plan::plan(&view, &published.ghosts_before);
+        self.metrics.braked.set(plan.braked.into());
+        if plan.braked {
+            tracing::error!("more than half of all instances fail their probes: they are kept in the registry");
+        }
+        if !plan.ghosts.is_empty() {
+            tracing::warn!(
+                ghosts = plan.ghosts.len(),
+                "the registry holds entries that belong to no instance"
+            );
+            self.metrics
+                .ghosts
+                .inc_by(plan.ghosts.difference(&published.ghosts).count() as f64);
+        }
+        if !plan.changes.is_empty() {
+            let revision = self.deps.registry.apply(&plan.changes).await?;
+            published.snapshot.revision = published.snapshot.revision.max(revision);
+            self.metrics.changes.inc_by(plan.changes.len() as u64);
+            for change in plan.changes {
+                note(&mut published.snapshot, change);
+            }
+        }
+        published.ghosts = plan.ghosts;
+        self.metrics
+            .published
+            .set(i64::try_from(published.snapshot.endpoints.len()).unwrap_or(i64::MAX));
+        self.published = Some(published);
+        Ok(())
+    }
+
+    fn targets(&self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>) -> HashMap<InstanceId, Target> {
+        let mut targets = HashMap::new();
+        for instance in instances.iter().filter(|i| is_watched(i.state)) {
+            let Some(release) = self.releases.get(&(instance.app.clone(), instance.release)) else {
+                continue;
+            };
+            let Some(address) = hosts.get(&instance.host) else {
+                continue;
+            };
+            let withdrawn = match (&self.published, plan::entry(instance, hosts)) {
+                (Some(published), Some((key, _))) => !published.snapshot.endpoints.contains_key(&key),
+                _ => false,
+            };
+            let target = Target {
+                instance: instance.clone(),
+                address: SocketAddr::new(*address, instance.port),
+                check: release.spec.health.clone(),
+                on_failure: release.spec.on_failure,
+                withdrawn,
+            };
+            targets.insert(instance.id.clone(), target);
+        }
+        targets
+    }
+
+    /// Notes whom the gateways have to take up or let go.
+    fn await_gateways(&mut self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>) {
+        let Some(published) = &self.published else { return };
+        let mut waiting = HashMap::new();
+        for instance in instances {
+            let entry = plan::entry(instance, hosts);
+            let in_registry = entry
+                .as_ref()
+                .is_some_and(|(key, _)| published.snapshot.endpoints.contains_key(key));
+            let awaited = match instance.state {
+                InstanceState::Running if instance.routed_at.is_none() && in_registry => Awaited::Routed,
+                InstanceState::Draining if !in_registry => {
+                    let timeout = self
+                        .releases
+                        .get(&(instance.app.clone(), instance.release))
+                        .map_or(Duration::ZERO, |r| Duration::from_secs(r.spec.drain_timeout_s.into()));
+                    match &instance.container {
+                        Some(container) => Awaited::Drained {
+                            container: container.clone(),
+                            timeout,
+                        },
+                        // It never had a container: nobody can be talking to it.
+                        None => Awaited::Routed,
+                    }
+                }
+                _ => continue,
+            };
+            let before = self.waiting.remove(&instance.id).filter(|w| w.awaited == awaited);
+            let (revision, since) = match before {
+                Some(before) => (before.revision, before.since),
+                None => (published.snapshot.revision, Instant::now()),
+            };
+            waiting.insert(
+                instance.id.clone(),
+                Waiting {
+                    instance: instance.clone(),
+                    awaited,
+                    revision,
+                    since,
+                },
+            );
+        }
+        self.waiting = waiting;
+    }
+
+    /// Moves those whom the gateways have taken up or let go.
+    async fn confirm(&mut self) -> Result<(), Trouble> {
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let acknowledgements = self.deps.registry.acknowledgements().await?;
+        let limit = Duration::from_millis(self.config.acknowledge_timeout_ms);
+        let mut done = Vec::new();
+        for (id, w) in &self.waiting {
+            if confirmed(&w.awaited, w.revision, w.since.elapsed(), &acknowledgements, limit) {
+                done.push(id.clone());
+            }
+        }
+        for id in done {
+            let Some(w) = self.waiting.remove(&id) else { continue };
+            let change = match w.instance.state {
+                InstanceState::Draining => InstanceChange::Drained,
+                _ => InstanceChange::Routed,
+            };
+            match self
+                .deps
+                .store
+                .instance_update(&w.instance, &change, Timestamp::now())
+                .await?
+            {
+                Outcome::Updated(row) => {
+                    tracing::debug!(app = %row.app, instance = %row.id, ?change, "confirmed by the gateways");
+                }
+                // The next pass sees what it is now.
+                Outcome::Conflict(_) | Outcome::NotFound => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Applies a written change to what is known of the registry.
+fn note(snapshot: &mut RegistrySnapshot, change: RegistryChange) {
+    match change {
+        RegistryChange::Put(key, endpoint) => {
+            snapshot.endpoints.insert(key, endpoint);
+        }
+        RegistryChange::Remove(key) => {
+            snapshot.endpoints.remove(&key);
+        }
+        RegistryChange::Config(app, config) => {
+            snapshot.configs.insert(app, config);
+        }
+        RegistryChange::ConfigRemove(app) => {
+            snapshot.configs.remove(&app);
+        }
+    }
+}
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
