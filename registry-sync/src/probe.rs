@@ -67,12 +67,14 @@ async fn http(path: &str, address: SocketAddr) -> Proof {
         Ok(request) => request,
         Err(e) => return Proof::Dead(format!("GET {path} can't be sent: {e}")),
     };
-    let answer = sender.send_request(request);
+    let mut answer = std::pin::pin!(sender.send_request(request));
     // The connection is driven here, beside the answer, and dropped with it: no body is ever read.
-    let status = tokio::select! {
-        answer = answer => answer.map(|r| r.status()).map_err(|e| describe(&e)),
-        ended = connection => Err(ended.map_or_else(|e| describe(&e), |()| "closed without an answer".into())),
+    let answer = tokio::select! {
+        answer = &mut answer => answer,
+        // Once the connection has ended, the answer has come or never will.
+        _ = connection => answer.await,
     };
+    let status = answer.map(|r| r.status()).map_err(|e| describe(&e));
     match status {
         Ok(status) => judge_status(path, status),
         Err(e) => Proof::Dead(format!("GET {path} at {address}: {e}")),
