@@ -1,0 +1,342 @@
+//! Apps and releases: what is wanted, committed whole or not at all.
+
+use std::time::Duration;
+
+use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, Outcome, StoreError};
+use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, Release, Timestamp};
+
+use super::database::{Fault, values};
+use super::rows::{self, UsedKey, json, operation_insert, placeholders};
+use super::transaction::{End, Transactions, Tx};
+
+/// How long an `Idempotency-Key` is remembered.
+pub(super) const KEY_LIFE: Duration = Duration::from_secs(24 * 3_600);
+
+pub(super) async fn list(at: &Transactions) -> Result<Vec<App>, StoreError> {
+    at.read(|tx| Box::pin(async move { tx.list("FROM apps ORDER BY id", &[]).await }))
+        .await
+}
+
+pub(super) async fn fetch(at: &Transactions, id: &AppId) -> Result<Option<App>, StoreError> {
+    at.read(|tx| Box::pin(async move { rows::app(tx, id).await })).await
+}
+
+pub(super) async fn release(at: &Transactions, app: &AppId, number: u32) -> Result<Option<Release>, StoreError> {
+    at.read(|tx| {
+        Box::pin(async move {
+            tx.fetch("FROM releases WHERE app = ? AND number = ?", &values![app, number])
+                .await
+        })
+    })
+    .await
+}
+
+pub(super) async fn releases(at: &Transactions, app: &AppId, limit: u32) -> Result<Vec<Release>, StoreError> {
+    at.read(|tx| {
+        Box::pin(async move {
+            let rest = "FROM releases WHERE app = ? ORDER BY number DESC LIMIT ?";
+            tx.list(rest, &values![app, limit]).await
+        })
+    })
+    .await
+}
+
+pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -> Result<IntentOutcome, StoreError> {
+    at.write(|tx| {
+        Box::pin(async move {
+            // The key comes first: of two same requests at once the second waits here for the first to end.
+            if let Some(key) = &intent.idempotency
+                && let Some(answer) = use_key(tx, key, &intent.operation, now).await?
+            {
+                return Ok(End::Abandon(answer));
+            }
+            let app = match write_app(tx, intent, now).await? {
+                Outcome::Updated(app) => app,
+                Outcome::Conflict(app) => return Ok(End::Abandon(IntentOutcome::Conflict(app))),
+                Outcome::NotFound => return Ok(End::Abandon(IntentOutcome::NotFound)),
+            };
+            if let Some(release) = &intent.release {
+                insert_release(tx, release).await?;
+            }
+            supersede(tx, &app.id, &intent.operation, now).await?;
+            let operation = Operation {
+                generation: Generation::FIRST,
+                ..intent.operation.clone()
+            };
+            insert_operation(tx, &operation).await?;
+            tx.record(intent.event.clone(), now);
+            Ok(End::Commit(IntentOutcome::Committed(app, operation)))
+        })
+    })
+    .await
+}
+
+/// Takes the key for `operation`; or what is answered because it was taken before.
+async fn use_key(
+    tx: &mut Tx<'_>,
+    key: &IdempotencyKey,
+    operation: &Operation,
+    now: Timestamp,
+) -> Result<Option<IntentOutcome>, Fault> {
+    let sql = "INSERT INTO idempotency (id, request_hash, operation, created_at) VALUES (?, ?, ?, ?)";
+    let values = values![&key.key, &key.request_hash, &operation.id, now];
+    match tx.execute(sql, &values).await {
+        Ok(_) => return Ok(None),
+        Err(Fault::Duplicate(_)) => {}
+        Err(fault) => return Err(fault),
+    }
+    let rest = format!("FROM idempotency WHERE id = ?{}", tx.for_update());
+    let Some(used) = tx.fetch::<UsedKey>(&rest, &values![&key.key]).await? else {
+        return Err(Fault::Contended("an idempotency key went away".into()));
+    };
+    if used.created_at <= now.minus(KEY_LIFE) {
+        let sql = "UPDATE idempotency SET request_hash = ?, operation = ?, created_at = ? WHERE id = ?";
+        let values = values![&key.request_hash, &operation.id, now, &key.key];
+        tx.execute(sql, &values).await?;
+        return Ok(None);
+    }
+    if used.request_hash != key.request_hash {
+        return Ok(Some(IntentOutcome::KeyReused));
+    }
+    match rows::operation(tx, &used.operation).await? {
+        Some(operation) => Ok(Some(IntentOutcome::Replayed(operation))),
+        None => Err(Fault::Fatal(StoreError::Corrupt(format!(
+            "idempotency key {} names operation {}, which is gone",
+            key.key, used.operation
+        )))),
+    }
+}
+
+/// Inserts or changes the app's row; the row as it is then.
+async fn write_app(tx: &mut Tx<'_>, intent: &Intent, now: Timestamp) -> Result<Outcome<App>, Fault> {
+    let app = &intent.app;
+    let operation = &intent.operation.id;
+    match intent.expected {
+        Expected::Absent => {
+            let new = App {
+                operation: Some(operation.clone()),
+                placements: 0,
+                created_at: now,
+                updated_at: now,
+                generation: Generation::FIRST,
+                ..app.clone()
+            };
+            let sql = format!(
+                "INSERT INTO apps ({}) VALUES {}",
+                <App as rows::Stored>::COLUMNS,
+                placeholders(1, 14)
+            );
+            let values = values![
+                &new.id,
+                &new.tenant,
+                new.status.as_str(),
+                new.instances,
+                new.release,
+                new.previous_release,
+                new.last_release,
+                new.restart_before,
+                json(&new.config)?,
+                operation,
+                new.placements,
+                new.created_at,
+                new.updated_at,
+                new.generation.0,
+            ];
+            match tx.execute(sql, &values).await {
+                Ok(_) => return Ok(Outcome::Updated(new)),
+                Err(Fault::Duplicate(_)) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Expected::Generation(generation) => {
+            let sql = "UPDATE apps SET tenant = ?, status = ?, instances = ?, release_no = ?, previous_release = ?, \
+                last_release = ?, restart_before = ?, config = ?, operation = ?, updated_at = ?, \
+                generation = generation + 1 WHERE id = ? AND generation = ?";
+            let values = values![
+                &app.tenant,
+                app.status.as_str(),
+                app.instances,
+                app.release,
+                app.previous_release,
+                app.last_release,
+                app.restart_before,
+                json(&app.config)?,
+                operation,
+                now,
+                &app.id,
+                generation.0,
+            ];
+            if tx.execute(sql, &values).await?.rows == 1 {
+                let row = rows::app(tx, &app.id).await?;
+                return Ok(row.map_or(Outcome::NotFound, Outcome::Updated));
+            }
+        }
+    }
+    match (rows::app(tx, &app.id).await?, intent.expected) {
+        (Some(row), _) => Ok(Outcome::Conflict(row)),
+        (None, Expected::Generation(_)) => Ok(Outcome::NotFound),
+        (None, Expected::Absent) => Err(Fault::Contended(format!("app {} was just removed", app.id))),
+    }
+}
+
+async fn insert_release(tx: &mut Tx<'_>, release: &Release) -> Result<(), Fault> {
+    let sql = format!(
+        "INSERT INTO releases ({}) VALUES {}",
+        <Release as rows::Stored>::COLUMNS,
+        placeholders(1, 6)
+    );
+    let values = values![
+        &release.app,
+        release.number,
+        &release.version,
+        &release.digest,
+        json(&release.spec)?,
+        release.created_at,
+    ];
+    match tx.execute(sql, &values).await {
+        Ok(_) => Ok(()),
+        // The app's generation was right, so nobody else can have made it.
+        Err(Fault::Duplicate(_)) => Err(Fault::Fatal(StoreError::Corrupt(format!(
+            "release {} of {} exists already",
+            release.number, release.app
+        )))),
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Ends the open operations of `app`: `by` takes their place.
+async fn supersede(tx: &mut Tx<'_>, app: &AppId, by: &Operation, now: Timestamp) -> Result<(), Fault> {
+    let rest = format!(
+        "FROM operations WHERE app = ? AND state IN ('running', 'blocked') ORDER BY id{}",
+        tx.for_update()
+    );
+    let message = format!("superseded by {}", by.id);
+    for open in tx.list::<Operation>(&rest, &values![app]).await? {
+        let sql = "UPDATE operations SET state = ?, message = ?, updated_at = ?, generation = generation + 1 \
+            WHERE id = ?";
+        let values = values![OperationState::Superseded.as_str(), &message, now, &open.id];
+        tx.execute(sql, &values).await?;
+        let event = NewEvent::new(EventKind::Operation, "scheduler", message.clone())
+            .about_app(app)
+            .in_operation(&open.id);
+        tx.record(event, now);
+    }
+    Ok(())
+}
+
+pub(super) async fn insert_operation(tx: &mut Tx<'_>, operation: &Operation) -> Result<(), Fault> {
+    let sql = format!(
+        "INSERT INTO operations ({}) VALUES {}",
+        <Operation as rows::Stored>::COLUMNS,
+        placeholders(1, 13)
+    );
+    tx.execute(sql, &operation_insert(operation)?).await?;
+    Ok(())
+}
+
+pub(super) async fn settle(
+    at: &Transactions,
+    current: &App,
+    change: &AppSettle,
+    now: Timestamp,
+) -> Result<Outcome<App>, StoreError> {
+    at.write(|tx| {
+        Box::pin(async move {
+            let rest = format!("FROM apps WHERE id = ?{}", tx.for_update());
+            let Some(mut app) = tx.fetch::<App>(&rest, &values![&current.id]).await? else {
+                return Ok(End::Abandon(Outcome::NotFound));
+            };
+            if app.generation != current.generation {
+                return Ok(End::Abandon(Outcome::Conflict(app)));
+            }
+            let before = (app.release, app.previous_release);
+            let message = match change {
+                AppSettle::Routed { release } => {
+                    app.previous_release = *release;
+                    format!("release {release} is fully routed")
+                }
+                AppSettle::RolledBack { to } => {
+                    let message = format!("release {} failed: back to release {to}", app.release);
+                    app.release = *to;
+                    message
+                }
+            };
+            if before == (app.release, app.previous_release) {
+                return Ok(End::Abandon(Outcome::Updated(app)));
+            }
+            app.generation = app.generation.next();
+            app.updated_at = now;
+            let sql = "UPDATE apps SET release_no = ?, previous_release = ?, updated_at = ?, generation = ? \
+                WHERE id = ? AND generation = ?";
+            let values = values![
+                app.release,
+                app.previous_release,
+                app.updated_at,
+                app.generation.0,
+                &app.id,
+                current.generation.0,
+            ];
+            if tx.execute(sql, &values).await?.rows == 0 {
+                return Err(Fault::Contended(format!("app {} changed under its lock", app.id)));
+            }
+            let mut event = NewEvent::new(EventKind::App, "scheduler", message).about_app(&app.id);
+            event.operation.clone_from(&app.operation);
+            tx.record(event, now);
+            Ok(End::Commit(Outcome::Updated(app)))
+        })
+    })
+    .await
+}
+
+pub(super) async fn delete(at: &Transactions, id: &AppId, now: Timestamp) -> Result<bool, StoreError> {
+    at.write(|tx| {
+        Box::pin(async move {
+            let rest = format!("FROM apps WHERE id = ?{}", tx.for_update());
+            let Some(app) = tx.fetch::<App>(&rest, &values![id]).await? else {
+                return Ok(End::Abandon(true));
+            };
+            let held = "SELECT COUNT(*) FROM instances WHERE app = ? AND released_at IS NULL";
+            if app.status != model::AppStatus::Removing || tx.number(held, &values![id]).await? != Some(0) {
+                return Ok(End::Abandon(false));
+            }
+            for sql in [
+                "DELETE FROM instances WHERE app = ?",
+                "DELETE FROM releases WHERE app = ?",
+                "DELETE FROM app_claims WHERE app = ?",
+                "DELETE FROM apps WHERE id = ?",
+            ] {
+                tx.execute(sql, &values![id]).await?;
+            }
+            let mut event = NewEvent::new(EventKind::App, "scheduler", format!("app {id} is gone")).about_app(id);
+            event.operation.clone_from(&app.operation);
+            tx.record(event, now);
+            Ok(End::Commit(true))
+        })
+    })
+    .await
+}
+
+pub(super) async fn claim(
+    at: &Transactions,
+    app: &AppId,
+    holder: &str,
+    now: Timestamp,
+    ttl: Duration,
+) -> Result<bool, StoreError> {
+    at.write(|tx| {
+        Box::pin(async move {
+            let until = now.plus(ttl);
+            let sql = "UPDATE app_claims SET holder = ?, until_at = ? WHERE app = ? AND (holder = ? OR until_at <= ?)";
+            if tx.execute(sql, &values![holder, until, app, holder, now]).await?.rows == 1 {
+                return Ok(End::Commit(true));
+            }
+            let sql = "INSERT INTO app_claims (app, holder, until_at) VALUES (?, ?, ?)";
+            match tx.execute(sql, &values![app, holder, until]).await {
+                Ok(_) => Ok(End::Commit(true)),
+                Err(Fault::Duplicate(_)) => Ok(End::Abandon(false)),
+                Err(fault) => Err(fault),
+            }
+        })
+    })
+    .await
+}
