@@ -1,0 +1,218 @@
+//! One connection of a reader, from connecting to the first thing that goes wrong.
+//!
+//! See the [module](super) for why it works in rounds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use model::registry::RegistryRevision;
+use rand::RngExt as _;
+use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, WatchedEvent};
+
+use super::Options;
+use super::client::{load, read_data, revision_of, timed};
+use super::outbox::Outbox;
+use super::tree::{Leaf, Tree};
+use super::view::{Noise, View, sort};
+
+/// How long a first event waits for others of the same burst.
+const GATHER: Duration = Duration::from_millis(2);
+/// Most rounds before what is known is told, while new events keep coming.
+const MAX_ROUNDS: usize = 4;
+/// How often a follower is looked at for whether it still listens.
+const LISTENING_CHECK: Duration = Duration::from_millis(250);
+
+/// The watches: on endpoints, configurations, and the revision.
+struct Watches([PersistentWatcher; 3]);
+
+impl Watches {
+    async fn new(client: &Client, limit: Duration, tree: &Tree) -> Result<Self, Error> {
+        Ok(Self([
+            timed(limit, client.watch(&tree.address, AddWatchMode::PersistentRecursive)).await?,
+            timed(limit, client.watch(&tree.config, AddWatchMode::PersistentRecursive)).await?,
+            timed(limit, client.watch(&tree.revision, AddWatchMode::Persistent)).await?,
+        ]))
+    }
+
+    async fn next(&mut self) -> WatchedEvent {
+        let [address, config, revision] = &mut self.0;
+        tokio::select! {
+            event = address.changed() => event,
+            event = config.changed() => event,
+            event = revision.changed() => event,
+        }
+    }
+
+    /// An event that has arrived already.
+    fn waiting(&mut self) -> Option<WatchedEvent> {
+        self.0.iter_mut().find_map(|watcher| watcher.changed().now_or_never())
+    }
+}
+
+/// A reader's connection.
+pub(super) struct Session<'a> {
+    client: &'a Client,
+    tree: &'a Tree,
+    options: &'a Options,
+    watches: Watches,
+    noise: &'a mut Noise,
+    /// Changed since it was read last.
+    dirty: BTreeSet<Leaf>,
+    /// Whether an event came since the last round began.
+    stirred: bool,
+    /// Everything up to it is in the view.
+    revision: RegistryRevision,
+}
+
+/// How a follower's connection goes on.
+pub(super) struct Follower<'a> {
+    pub(super) view: &'a mut View,
+    pub(super) outbox: &'a mut Outbox,
+    /// Called with the number of entries in which a resync found the view wrong.
+    pub(super) differed: &'a (dyn Fn(usize) + Send + Sync),
+}
+
+impl<'a> Session<'a> {
+    /// Sets the watches and makes sure that the server is not behind what the leader knows now.
+    pub(super) async fn new(
+        client: &'a Client,
+        tree: &'a Tree,
+        options: &'a Options,
+        noise: &'a mut Noise,
+    ) -> Result<Self, Error> {
+        let watches = Watches::new(client, options.call_timeout, tree).await?;
+        timed(options.call_timeout, client.sync("/")).await?;
+        Ok(Self {
+            client,
+            tree,
+            options,
+            watches,
+            noise,
+            dirty: BTreeSet::new(),
+            stirred: false,
+            revision: RegistryRevision::default(),
+        })
+    }
+
+    /// Tells the follower a snapshot and then every change, until nobody listens (`Ok`) or something goes wrong.
+    pub(super) async fn follow(mut self, follower: &mut Follower<'_>) -> Result<(), Error> {
+        let (view, _) = self.snapshot(follower.view).await?;
+        *follower.view = view;
+        follower.outbox.snapshot(self.revision);
+        let mut resync = tokio::time::Instant::now() + self.until_resync();
+        loop {
+            follower.outbox.flush(follower.view);
+            if follower.outbox.is_closed() {
+                return Ok(());
+            }
+            if !self.stirred {
+                tokio::select! {
+                    event = self.watches.next() => {
+                        self.absorb(&event)?;
+                        if self.stirred {
+                            tokio::time::sleep(GATHER).await;
+                        }
+                    }
+                    _ = follower.outbox.room(), if !follower.outbox.is_empty() => {}
+                    () = tokio::time::sleep(LISTENING_CHECK) => {}
+                    () = tokio::time::sleep_until(resync) => {
+                        self.resync(follower).await?;
+                        resync = tokio::time::Instant::now() + self.until_resync();
+                    }
+                }
+            }
+            if self.stirred {
+                let fresh = self.settle().await?;
+                let mut changes = Vec::new();
+                for (leaf, data) in fresh {
+                    changes.extend(follower.view.set(leaf, data.as_deref(), self.noise));
+                }
+                sort(&mut changes);
+                follower.outbox.changes(changes, self.revision);
+            }
+        }
+    }
+
+    fn until_resync(&self) -> Duration {
+        self.options.resync_every.mul_f64(rand::rng().random_range(0.9..1.1))
+    }
+
+    /// Notes what an event says: that a path changed, or that the connection is gone.
+    fn absorb(&mut self, event: &WatchedEvent) -> Result<(), Error> {
+        if event.event_type == EventType::Session {
+            return Err(Error::ConnectionLoss);
+        }
+        if event.path == self.tree.revision {
+            self.stirred = true;
+            return Ok(());
+        }
+        match self.tree.parse(&event.path) {
+            Some(Ok(leaf)) => {
+                self.stirred = true;
+                self.dirty.insert(leaf);
+            }
+            Some(Err(why)) => self.noise.unreadable(&event.path, &why.to_string()),
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn absorb_waiting(&mut self) -> Result<(), Error> {
+        while let Some(event) = self.watches.waiting() {
+            self.absorb(&event)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what changed until no event is left, or for [`MAX_ROUNDS`]; sets `revision` to what is complete then.
+    async fn settle(&mut self) -> Result<BTreeMap<Leaf, Option<Vec<u8>>>, Error> {
+        let mut fresh = BTreeMap::new();
+        let mut before = self.revision;
+        self.absorb_waiting()?;
+        for _ in 0..MAX_ROUNDS {
+            self.stirred = false;
+            let leaves: Vec<Leaf> = std::mem::take(&mut self.dirty).into_iter().collect();
+            let mut paths = Vec::with_capacity(leaves.len() + 1);
+            paths.push(self.tree.revision.clone());
+            paths.extend(leaves.iter().map(|leaf| self.tree.leaf(leaf)));
+            let mut replies = read_data(self.client, self.options.call_timeout, &paths).await?.into_iter();
+            let read = revision_of(replies.next().flatten().as_ref());
+            fresh.extend(leaves.into_iter().zip(replies.map(|reply| reply.map(|(data, _)| data))));
+            self.absorb_waiting()?;
+            if !self.stirred {
+                self.revision = read;
+                break;
+            }
+            self.revision = before;
+            before = read;
+        }
+        Ok(fresh)
+    }
+
+    /// A new picture, complete up to `revision`, and the entries that changed while it was taken.
+    async fn snapshot(&mut self, last: &View) -> Result<(View, BTreeSet<Leaf>), Error> {
+        let loaded = load(self.client, self.options.call_timeout, self.tree).await?;
+        for path in &loaded.foreign {
+            self.noise.unreadable(path, "its name is not of the form that the platform writes");
+        }
+        let mut view = last.rebuilt(&loaded.entries, self.noise);
+        self.revision = loaded.revision;
+        // A listing of many requests is not of one moment: with what changed meanwhile it is.
+        let fresh = self.settle().await?;
+        let changing = fresh.keys().cloned().collect();
+        for (leaf, data) in fresh {
+            view.set(leaf, data.as_deref(), self.noise);
+        }
+        Ok((view, changing))
+    }
+
+    async fn resync(&mut self, follower: &mut Follower<'_>) -> Result<(), Error> {
+        timed(self.options.call_timeout, self.client.sync("/")).await?;
+        let (view, changing) = self.snapshot(follower.view).await?;
+        (follower.differed)(follower.view.differences(&view, &changing));
+        *follower.view = view;
+        follower.outbox.snapshot(self.revision);
+        Ok(())
+    }
+}

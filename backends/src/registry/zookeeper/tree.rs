@@ -1,0 +1,107 @@
+//! Which path means what. Pure.
+
+use model::registry::EntryKey;
+use model::{AppId, InvalidId};
+
+/// A node that holds an entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Leaf {
+    /// Where an instance answers.
+    Endpoint(EntryKey),
+    /// An app's configuration.
+    Config(AppId),
+}
+
+/// The paths of one registry.
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    /// `…/caas/service/address`
+    pub(super) address: String,
+    /// `…/caas/service/config`
+    pub(super) config: String,
+    /// `…/caas/service/revision`
+    pub(super) revision: String,
+    /// `…/caas/gateways`
+    pub(super) gateways: String,
+    /// `…/caas/locks/registry-sync`
+    pub(super) locks: String,
+}
+
+impl Tree {
+    /// The tree under `chroot` (empty or `/…`).
+    pub(super) fn new(chroot: &str) -> Self {
+        Self {
+            address: format!("{chroot}/caas/service/address"),
+            config: format!("{chroot}/caas/service/config"),
+            revision: format!("{chroot}/caas/service/revision"),
+            gateways: format!("{chroot}/caas/gateways"),
+            locks: format!("{chroot}/caas/locks/registry-sync"),
+        }
+    }
+
+    pub(super) fn app(&self, app: &AppId) -> String {
+        format!("{}/{app}", self.address)
+    }
+
+    pub(super) fn version(&self, key: &EntryKey) -> String {
+        format!("{}/{}/{}", self.address, key.app, key.version)
+    }
+
+    pub(super) fn leaf(&self, leaf: &Leaf) -> String {
+        match leaf {
+            Leaf::Endpoint(key) => format!("{}/{}/{}/{}", self.address, key.app, key.version, key.container),
+            Leaf::Config(app) => format!("{}/{app}", self.config),
+        }
+    }
+
+    /// The entry at `path`: `None` when no entry can be there (a parent, or foreign), an error when its name is none
+    /// of ours.
+    pub(super) fn parse(&self, path: &str) -> Option<Result<Leaf, InvalidId>> {
+        let below = |root: &str| path.strip_prefix(root).and_then(|rest| rest.strip_prefix('/'));
+        if let Some(rest) = below(&self.address) {
+            let mut parts = rest.split('/');
+            let (Some(app), Some(version), Some(container), None) =
+                (parts.next(), parts.next(), parts.next(), parts.next())
+            else {
+                return None;
+            };
+            return Some(entry(app, version, container));
+        }
+        let app = below(&self.config).filter(|rest| !rest.contains('/'))?;
+        Some(app.parse().map(Leaf::Config))
+    }
+}
+
+fn entry(app: &str, version: &str, container: &str) -> Result<Leaf, InvalidId> {
+    Ok(Leaf::Endpoint(EntryKey {
+        app: app.parse()?,
+        version: version.parse()?,
+        container: container.parse()?,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::contract::registry::key;
+
+    #[test]
+    fn registry_paths_go_there_and_back() {
+        for chroot in ["", "/x/y"] {
+            let tree = Tree::new(chroot);
+            let leaf = Leaf::Endpoint(key("hello", "1.0", "c1"));
+            assert_eq!(tree.leaf(&leaf), format!("{chroot}/caas/service/address/hello/1.0/c1"));
+            assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            let leaf = Leaf::Config("hello".parse().expect("valid"));
+            assert_eq!(tree.leaf(&leaf), format!("{chroot}/caas/service/config/hello"));
+            assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            for inner in ["", "/hello", "/hello/1.0", "/hello/1.0/c1/x"] {
+                assert_eq!(tree.parse(&format!("{}{inner}", tree.address)), None, "{inner}");
+            }
+            assert_eq!(tree.parse(&tree.revision), None);
+            assert_eq!(tree.parse(&format!("{}x/a/b/c", tree.address)), None);
+            assert!(matches!(tree.parse(&format!("{}/UPPER/1/c", tree.address)), Some(Err(_))));
+            assert!(matches!(tree.parse(&format!("{}/a--b", tree.config)), Some(Err(_))));
+        }
+    }
+}

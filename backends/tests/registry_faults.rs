@@ -1,0 +1,152 @@
+//! Three ZooKeeper servers that are killed while the registry is written and followed.
+
+#![allow(clippy::unwrap_used)]
+
+mod registry_support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use model::contract::registry::{Mirror, config, endpoint, key};
+use model::registry::{
+    Acknowledgement, Endpoint, EntryKey, RegistryChange, RegistryReader, RegistryRevision, RegistryWriter,
+};
+use rand::{RngExt as _, SeedableRng as _};
+use registry_support::{ZooKeeper, available};
+
+/// How long members are killed while writes go on.
+const STORM: Duration = Duration::from_secs(20);
+
+/// Writes until it is written, and known to be.
+async fn write(writer: &dyn RegistryWriter, changes: &[RegistryChange]) -> RegistryRevision {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        if writer.lead(Duration::from_secs(5)).await.unwrap_or(false)
+            && let Ok(revision) = writer.apply(changes).await
+        {
+            return revision;
+        }
+        assert!(Instant::now() < end, "no write got through for 60 s");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn truth(endpoints: &BTreeMap<EntryKey, Endpoint>, mirror: &Mirror) -> (usize, usize, usize) {
+    let got = &mirror.content.endpoints;
+    let missing = endpoints.keys().filter(|k| !got.contains_key(*k)).count();
+    let ghost = got.keys().filter(|k| !endpoints.contains_key(*k)).count();
+    let stale = endpoints.iter().filter(|(k, v)| got.get(*k).is_some_and(|g| g != *v)).count();
+    (missing, ghost, stale)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registry_zookeeper_loses_nothing_when_servers_are_killed() {
+    if !available() {
+        return;
+    }
+    let mut zookeeper = ZooKeeper::start(3).await;
+    let reader = zookeeper.reader("/t");
+    let writer = zookeeper.writer("/t");
+    let mut rng = rand::rngs::SmallRng::seed_from_u64(7);
+    let mut wanted = BTreeMap::new();
+    let changes: Vec<RegistryChange> = (0..2_000)
+        .map(|i| {
+            let key = key(&format!("app{i}"), "1", "c0");
+            wanted.insert(key.clone(), endpoint(20_000));
+            RegistryChange::Put(key, endpoint(20_000))
+        })
+        .collect();
+    let first = write(&writer, &changes).await;
+    let mut mirror = Mirror::new(&reader);
+    mirror.reach(first).await;
+    reader.acknowledge("gw", &Acknowledgement::default()).await.expect("acknowledged");
+
+    let begin = Instant::now();
+    let mut next_kill = begin + Duration::from_secs(2);
+    let (mut down, mut kills, mut writes) = (None, 0, 0);
+    let mut pace = tokio::time::interval(Duration::from_millis(11));
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while begin.elapsed() < STORM {
+        pace.tick().await;
+        let key = key(
+            &format!("app{}", rng.random_range(0..2_000)),
+            "1",
+            &format!("c{}", rng.random_range(0..3)),
+        );
+        let change = if rng.random_bool(0.3) {
+            wanted.remove(&key);
+            RegistryChange::Remove(key)
+        } else {
+            let endpoint = endpoint(rng.random_range(1..60_000));
+            wanted.insert(key.clone(), endpoint);
+            RegistryChange::Put(key, endpoint)
+        };
+        let changes = [change];
+        tokio::select! {
+            _ = write(&writer, &changes) => {}
+            () = async { loop { mirror.hear().await } } => {}
+        }
+        writes += 1;
+        if Instant::now() > next_kill {
+            // The one killed before comes back first: two of three are always there, or soon.
+            if let Some(i) = down.take() {
+                zookeeper.start_server(i);
+                zookeeper.serves(i).await;
+            }
+            let victim = kills % 3;
+            zookeeper.kill_server(victim);
+            down = Some(victim);
+            kills += 1;
+            next_kill = Instant::now() + Duration::from_secs(3);
+        }
+    }
+    if let Some(i) = down {
+        zookeeper.start_server(i);
+        zookeeper.serves(i).await;
+    }
+    let last = write(&writer, &[RegistryChange::Config("end".parse().expect("valid"), config("end.example.com"))]).await;
+    mirror.reach(last).await;
+    println!(
+        "{writes} writes, {kills} kills, {} disconnects, {} snapshots, {} endpoints",
+        mirror.disconnects,
+        mirror.snapshots,
+        wanted.len()
+    );
+    assert!(kills >= 4 && writes > 200, "{kills} kills, {writes} writes");
+    assert!(mirror.disconnects >= 1, "no kill hit the reader's server");
+    assert_eq!(truth(&wanted, &mirror), (0, 0, 0), "missing, ghost, stale");
+    assert_eq!(writer.published().await.expect("read").endpoints, wanted);
+    assert!(writer.acknowledgements().await.expect("read").contains_key("gw"));
+    assert_eq!(reader.resync_differences(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registry_zookeeper_all_servers_killed_and_back() {
+    if !available() {
+        return;
+    }
+    let mut zookeeper = ZooKeeper::start(3).await;
+    let (reader, writer) = (zookeeper.reader(""), zookeeper.writer(""));
+    let put = |i: u16| RegistryChange::Put(key("hello", "1", &format!("c{i}")), endpoint(20_000 + i));
+    let first = write(&writer, &[put(0), put(1)]).await;
+    let mut mirror = Mirror::new(&reader);
+    mirror.reach(first).await;
+    for i in 0..3 {
+        zookeeper.kill_server(i);
+    }
+    mirror.until("the disconnection", |m| m.disconnects == 1).await;
+    assert_eq!(mirror.content.endpoints.len(), 2, "what was heard stays");
+    for i in 0..3 {
+        zookeeper.start_server(i);
+    }
+    for i in 0..3 {
+        zookeeper.serves(i).await;
+    }
+    mirror.until("a snapshot", |m| m.snapshots == 2).await;
+    assert_eq!(mirror.content.endpoints.len(), 2);
+    let last = write(&writer, &[RegistryChange::Remove(key("hello", "1", "c0")), put(2)]).await;
+    mirror.reach(last).await;
+    let expected = [1, 2].map(|i| (key("hello", "1", &format!("c{i}")), endpoint(20_000 + i)));
+    assert_eq!(mirror.content.endpoints, BTreeMap::from(expected));
+    assert_eq!(mirror.disconnects, 1, "told once");
+}
