@@ -1,0 +1,129 @@
+//! The fleet as this process sees it: an engine per host, what each engine last listed, what containers use.
+//! All of it can be thrown away at any moment; the store is what counts.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use model::engine::{Container, ContainerStats, Engine, EngineError, EngineOpener};
+use model::store::Store;
+use model::{Host, HostName, InstanceId, Timestamp};
+use tokio::sync::Notify;
+
+/// What a host's engine said when it was last asked for its containers.
+#[derive(Clone, Debug)]
+pub(crate) struct Observation {
+    /// When the question was asked: what was changed later may be missing.
+    pub begun_at: Timestamp,
+    /// The containers of this installation.
+    pub containers: HashMap<InstanceId, Container>,
+}
+
+/// Engines, observations and figures of all hosts.
+pub(crate) struct Fleet {
+    pub(crate) store: Arc<dyn Store>,
+    opener: EngineOpener,
+    /// Per host the URL and its opened engine.
+    engines: Mutex<HashMap<HostName, (String, Arc<dyn Engine>)>>,
+    observations: Mutex<HashMap<HostName, Arc<Observation>>>,
+    stats: Mutex<HashMap<InstanceId, ContainerStats>>,
+    /// Per watched host: asks its monitor to list again.
+    look_again: Mutex<HashMap<HostName, Arc<Notify>>>,
+    /// Wakes the convergence loop.
+    pub(crate) changed: Notify,
+}
+
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fleet").finish_non_exhaustive()
+    }
+}
+
+/// A panic while one of these short locks was held leaves whole values behind: go on with them.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fleet {
+    /// A fleet that has seen nothing yet.
+    pub(crate) fn new(store: Arc<dyn Store>, engines: EngineOpener) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            opener: engines,
+            engines: Mutex::default(),
+            observations: Mutex::default(),
+            stats: Mutex::default(),
+            look_again: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The engine of `host`, opened at first use and again when its URL has changed.
+    pub(crate) fn engine(&self, host: &Host) -> Result<Arc<dyn Engine>, EngineError> {
+        if let Some((url, engine)) = lock(&self.engines).get(&host.name)
+            && *url == host.engine
+        {
+            return Ok(Arc::clone(engine));
+        }
+        let engine = (self.opener)(&host.engine)?;
+        lock(&self.engines).insert(host.name.clone(), (host.engine.clone(), Arc::clone(&engine)));
+        Ok(engine)
+    }
+
+    /// What the container of `instance` used when it was last asked.
+    pub(crate) fn stats(&self, instance: &InstanceId) -> Option<ContainerStats> {
+        lock(&self.stats).get(instance).copied()
+    }
+
+    /// Replaces the figures of all containers.
+    pub(crate) fn set_stats(&self, stats: HashMap<InstanceId, ContainerStats>) {
+        *lock(&self.stats) = stats;
+    }
+
+    /// What the engine of `host` last said.
+    pub(crate) fn observation(&self, host: &HostName) -> Option<Arc<Observation>> {
+        lock(&self.observations).get(host).cloned()
+    }
+
+    /// All observations.
+    pub(crate) fn observations(&self) -> HashMap<HostName, Arc<Observation>> {
+        lock(&self.observations).clone()
+    }
+
+    /// Takes over what an engine has said, and wakes the convergence loop.
+    pub(crate) fn observe(&self, host: &HostName, observation: Observation) {
+        let mut observations = lock(&self.observations);
+        let newer = observations
+            .get(host)
+            .is_none_or(|o| o.begun_at <= observation.begun_at);
+        if newer {
+            observations.insert(host.clone(), Arc::new(observation));
+        }
+        drop(observations);
+        self.changed.notify_one();
+    }
+
+    /// The engine of `host` does not answer: what it said before is no longer known to be so.
+    pub(crate) fn unobserve(&self, host: &HostName) {
+        lock(&self.observations).remove(host);
+    }
+
+    /// Asks the monitor of `host` to list its containers again.
+    pub(crate) fn look_again(&self, host: &HostName) {
+        if let Some(notify) = lock(&self.look_again).get(host) {
+            notify.notify_one();
+        }
+    }
+
+    /// The bell by which the monitor of `host` is asked to list again.
+    pub(crate) fn bell(&self, host: &HostName) -> Arc<Notify> {
+        Arc::clone(lock(&self.look_again).entry(host.clone()).or_default())
+    }
+
+    /// Forgets every host that is not in `hosts`.
+    pub(crate) fn retain(&self, hosts: &HashSet<HostName>) {
+        lock(&self.engines).retain(|name, _| hosts.contains(name));
+        lock(&self.observations).retain(|name, _| hosts.contains(name));
+        lock(&self.look_again).retain(|name, _| hosts.contains(name));
+    }
+}

@@ -1,0 +1,438 @@
+//! Convergence: makes the fleet what the store says. One loop takes a look at everything (store rows and what the
+//! engines list), [`plan`] decides per app what has to be done, [`apply`] does it. The loop takes no input: hints
+//! (a new revision, an engine's event, the end of a task) only make it run sooner. It may be killed at any line; several
+//! schedulers may run it at once, kept apart by claims for economy and by generations for correctness.
+
+mod apply;
+pub(crate) mod config;
+mod fleet;
+mod hands;
+mod operations;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use model::engine::Container;
+use model::store::{InstanceFilter, Revision, Store, StoreError};
+use model::{
+    App, AppId, Host, HostName, Instance, InstanceId, InstanceState, Operation, OperationKind, PlatformId, Release,
+    Timestamp,
+};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::metrics::Metrics;
+use crate::placement::Census;
+
+pub(crate) use config::ConvergeConfig;
+use fleet::lock;
+pub(crate) use fleet::{Fleet, Observation};
+use hands::Hands;
+
+/// Hints that come closer together than this are answered by one look.
+const LOOK_GAP: Duration = Duration::from_millis(5);
+/// Pause after a look that failed, and between tries to reach the store at start.
+const STORE_RETRY: Duration = Duration::from_millis(500);
+/// How long one wait for a new revision lasts.
+const REVISION_WAIT: Duration = Duration::from_secs(10);
+/// A claim on an app's work, and when it is renewed.
+const CLAIM_TTL: Duration = Duration::from_secs(15);
+const CLAIM_RENEW: Duration = Duration::from_secs(5);
+/// A host whose ports are all leased or resting is passed over for this long.
+const NO_PORT_FOR: Duration = Duration::from_secs(10);
+/// Between two rounds of forgetting history.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// Heartbeat tokens of instances that were never launched are kept this long.
+const TOKEN_KEPT: Duration = Duration::from_secs(3_600);
+
+/// Heartbeat tokens of instances that were placed by this process and are not launched yet. The store has only hashes.
+#[derive(Debug, Default)]
+struct Tokens(Mutex<HashMap<InstanceId, (String, Timestamp)>>);
+
+impl Tokens {
+    fn put(&self, id: &InstanceId, token: String, now: Timestamp) {
+        lock(&self.0).insert(id.clone(), (token, now));
+    }
+
+    fn get(&self, id: &InstanceId) -> Option<String> {
+        lock(&self.0).get(id).map(|t| t.0.clone())
+    }
+
+    fn forget(&self, id: &InstanceId) {
+        lock(&self.0).remove(id);
+    }
+
+    fn known(&self, now: Timestamp) -> HashSet<InstanceId> {
+        let mut tokens = lock(&self.0);
+        tokens.retain(|_, (_, at)| now.since(*at) < TOKEN_KEPT);
+        tokens.keys().cloned().collect()
+    }
+}
+
+/// What all tasks of the loop share.
+#[derive(Debug)]
+struct Context {
+    config: Arc<ConvergeConfig>,
+    store: Arc<dyn Store>,
+    fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    platform: PlatformId,
+    /// By which name apps are claimed.
+    holder: String,
+    apps: Hands<AppId>,
+    instances: Hands<InstanceId>,
+    /// Apps that were passed over since their last work had not ended.
+    missed: Mutex<HashSet<AppId>>,
+    apps_at_once: Arc<Semaphore>,
+    gates: apply::Gates,
+    retries: apply::Retries,
+    tokens: Tokens,
+    pulled: Mutex<HashSet<InstanceId>>,
+    /// Releases by app, the app's birth (a new app may bear an old name), and number.
+    releases: Mutex<HashMap<(AppId, Timestamp, u32), Arc<Release>>>,
+    /// When each app was last claimed successfully.
+    claims: Mutex<HashMap<AppId, Timestamp>>,
+    no_port: Mutex<HashMap<HostName, Timestamp>>,
+    /// When time alone makes a look worthwhile.
+    wake_at: Mutex<Option<Timestamp>>,
+    stop: CancellationToken,
+}
+
+/// One look at everything.
+struct Snapshot {
+    now: Timestamp,
+    hosts: HashMap<HostName, Host>,
+    host_list: Vec<Host>,
+    observations: HashMap<HostName, Arc<Observation>>,
+    /// Picks of all apps of this look are noted here, so that they don't all take the same host.
+    census: Mutex<Census>,
+    in_hand: HashSet<InstanceId>,
+    tokens: HashSet<InstanceId>,
+    frozen: bool,
+}
+
+/// One app's part of a look.
+struct Job {
+    app: App,
+    instances: Vec<Instance>,
+    operation: Option<Operation>,
+}
+
+/// Keeps the fleet converging until `shutdown`.
+pub(crate) async fn run(
+    config: ConvergeConfig,
+    store: Arc<dyn Store>,
+    fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    shutdown: CancellationToken,
+) {
+    let stop = shutdown.child_token();
+    // However this function ends, its tasks end with it.
+    let _guard = stop.clone().drop_guard();
+    let platform = tokio::select! {
+        platform = platform(&*store) => platform,
+        () = stop.cancelled() => return,
+    };
+    let holder = if config.scheduler_id.is_empty() {
+        InstanceId::random().to_string()
+    } else {
+        config.scheduler_id.clone()
+    };
+    info!(%platform, scheduler = %holder, "convergence begins");
+    let config = Arc::new(config);
+    let context = Arc::new(Context {
+        apps_at_once: Arc::new(Semaphore::new(config.apps_at_once.max(1))),
+        config: Arc::clone(&config),
+        store,
+        fleet: Arc::clone(&fleet),
+        metrics: Arc::clone(&metrics),
+        platform: platform.clone(),
+        holder,
+        apps: Hands::default(),
+        instances: Hands::default(),
+        missed: Mutex::default(),
+        gates: apply::Gates::default(),
+        retries: apply::Retries::default(),
+        tokens: Tokens::default(),
+        pulled: Mutex::default(),
+        releases: Mutex::default(),
+        claims: Mutex::default(),
+        no_port: Mutex::default(),
+        wake_at: Mutex::default(),
+        stop: stop.clone(),
+    });
+    tokio::spawn(crate::hosts::watch_all(
+        Arc::clone(&config),
+        Arc::clone(&fleet),
+        platform,
+        stop.clone(),
+    ));
+    tokio::spawn(crate::stats::run(Arc::clone(&config), fleet, metrics, stop.clone()));
+    tokio::spawn(Arc::clone(&context).follow_revisions());
+    tokio::spawn(Arc::clone(&context).prune());
+    context.converge().await;
+}
+
+async fn platform(store: &dyn Store) -> PlatformId {
+    loop {
+        match store.platform_id().await {
+            Ok(platform) => return platform,
+            Err(error) => warn!(%error, "waiting for the store"),
+        }
+        sleep(STORE_RETRY).await;
+    }
+}
+
+impl Context {
+    async fn converge(self: Arc<Self>) {
+        loop {
+            *lock(&self.wake_at) = None;
+            let looked = tokio::select! {
+                looked = self.pass() => looked,
+                () = self.stop.cancelled() => return,
+            };
+            let outcome = if looked.is_ok() { "ok" } else { "error" };
+            self.metrics.passes.with_label_values(&["converge", outcome]).inc();
+            let pause = match looked {
+                Ok(()) => LOOK_GAP,
+                Err(error) => {
+                    warn!(%error, "the store could not be read; it is tried again");
+                    STORE_RETRY
+                }
+            };
+            let next = lock(&self.wake_at).map_or(self.config.full_pass(), |at| {
+                at.since(Timestamp::now()).min(self.config.full_pass())
+            });
+            let next = Instant::now() + next;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.stop.cancelled() => return,
+            }
+            tokio::select! {
+                () = self.fleet.changed.notified() => {}
+                () = sleep_until(next) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Wakes the loop whenever something in the store has changed.
+    async fn follow_revisions(self: Arc<Self>) {
+        let mut seen = Revision::default();
+        loop {
+            let waited = tokio::select! {
+                waited = self.store.revision_wait(seen, REVISION_WAIT) => waited,
+                () = self.stop.cancelled() => return,
+            };
+            match waited {
+                Ok(revision) if revision != seen => {
+                    seen = revision;
+                    self.fleet.changed.notify_one();
+                }
+                Ok(_) => {}
+                Err(_) => tokio::select! {
+                    () = sleep(STORE_RETRY) => {}
+                    () = self.stop.cancelled() => return,
+                },
+            }
+        }
+    }
+
+    /// Forgets history beyond what is to be kept.
+    async fn prune(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = sleep(PRUNE_EVERY) => {}
+                () = self.stop.cancelled() => return,
+            }
+            let now = Timestamp::now();
+            let before = now.minus(self.config.events_keep());
+            if let Err(error) = self.store.history_prune(self.config.history_keep, before, now).await {
+                warn!(%error, "history could not be pruned");
+            }
+        }
+    }
+
+    /// Notes that a look is due at `at`.
+    fn wake(&self, at: Timestamp) {
+        let mut wake_at = lock(&self.wake_at);
+        *wake_at = Some(wake_at.map_or(at, |w| w.min(at)));
+    }
+
+    /// One look at everything; the work that follows from it is begun, not awaited.
+    async fn pass(self: &Arc<Self>) -> Result<(), StoreError> {
+        // In this order: what is in hand before the rows (an end during the look is seen by the next one), containers
+        // before the rows (a row is always older than its container), operations before apps (an app may be newer
+        // than its operation, never the other way round), instances last.
+        let mut in_hand = self.instances.before_look();
+        let busy_apps = self.apps.before_look();
+        let hands_full = !in_hand.is_empty();
+        let observations = self.fleet.observations();
+        let operations = self.store.operation_open().await?;
+        let apps = self.store.app_list().await?;
+        let host_list = self.store.host_list().await?;
+        let instances = self.store.instance_list(&InstanceFilter::held()).await?;
+        let now = Timestamp::now();
+        if hands_full {
+            self.wake(now.plus(CLAIM_RENEW));
+        }
+        let (waiting, first) = self.retries.waiting(now);
+        in_hand.extend(waiting);
+        if let Some(at) = first {
+            self.wake(at);
+        }
+        self.count(&host_list, &instances);
+
+        let down = host_list.iter().filter(|h| h.down_since.is_some()).count();
+        let frozen = down > (host_list.len() / 4).max(1);
+        if frozen {
+            error!(
+                down,
+                hosts = host_list.len(),
+                "so many hosts are down that no instance is given up for lost"
+            );
+        }
+        let mut census = Census::of(&instances);
+        lock(&self.no_port).retain(|host, until| {
+            census.no_port(host);
+            self.wake(*until);
+            *until > now
+        });
+        let snapshot = Arc::new(Snapshot {
+            now,
+            hosts: host_list.iter().map(|h| (h.name.clone(), h.clone())).collect(),
+            host_list,
+            observations,
+            census: Mutex::new(census),
+            in_hand,
+            tokens: self.tokens.known(now),
+            frozen,
+        });
+
+        self.host_operations(&operations, &snapshot, &instances).await;
+        self.orphans(&snapshot, &instances);
+        let mut of_app: HashMap<AppId, Vec<Instance>> = HashMap::new();
+        lock(&self.pulled).retain(|id| instances.iter().any(|i| i.id == *id));
+        for instance in instances {
+            of_app.entry(instance.app.clone()).or_default().push(instance);
+        }
+        let mut of_operation: HashMap<AppId, Operation> = HashMap::new();
+        for operation in operations {
+            let Some(id) = operation.app.clone() else { continue };
+            match apps.iter().find(|a| a.id == id) {
+                Some(app) if app.operation.as_ref() == Some(&operation.id) => {
+                    of_operation.insert(id, operation);
+                }
+                Some(_) => {}
+                None => {
+                    if let Some(next) = operations::judge_gone(&operation, now) {
+                        self.write_operation(&next).await;
+                    }
+                }
+            }
+        }
+        for app in apps {
+            let job = Job {
+                instances: of_app.remove(&app.id).unwrap_or_default(),
+                operation: of_operation.remove(&app.id),
+                app,
+            };
+            if busy_apps.contains(&job.app.id) {
+                lock(&self.missed).insert(job.app.id.clone());
+            } else if self.worth_a_task(&job, &snapshot) {
+                self.begin(job, &snapshot);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, hosts: &[Host], instances: &[Instance]) {
+        for state in InstanceState::ALL {
+            let n = instances.iter().filter(|i| i.state == state).count();
+            let gauge = self.metrics.instances.with_label_values(&[state.as_str()]);
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+        let down = hosts.iter().filter(|h| h.down_since.is_some()).count();
+        for (state, n) in [("down", down), ("up", hosts.len() - down)] {
+            let gauge = self.metrics.hosts.with_label_values(&[state]);
+            gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Operations that empty a host.
+    async fn host_operations(&self, operations: &[Operation], snapshot: &Snapshot, instances: &[Instance]) {
+        for operation in operations.iter().filter(|o| o.kind == OperationKind::DrainHost) {
+            let Some(name) = &operation.host else { continue };
+            let on_host: Vec<&Instance> = instances
+                .iter()
+                .filter(|i| i.host == *name && i.state != InstanceState::Lost)
+                .collect();
+            let schedulability = snapshot.hosts.get(name).map(|h| h.schedulability);
+            let next = operations::judge_drain_host(operation, schedulability, &on_host, snapshot.now);
+            if let Some(next) = next {
+                self.write_operation(&next).await;
+            }
+        }
+    }
+
+    /// Containers of this installation that no held instance owns: their rows were released, or are of another host.
+    fn orphans(self: &Arc<Self>, snapshot: &Snapshot, instances: &[Instance]) {
+        let held: HashMap<&InstanceId, &HostName> = instances.iter().map(|i| (&i.id, &i.host)).collect();
+        for (name, observation) in &snapshot.observations {
+            let Some(host) = snapshot.hosts.get(name) else { continue };
+            let orphans: Vec<&Container> = observation
+                .containers
+                .values()
+                .filter(|c| held.get(&c.instance) != Some(&name) && !snapshot.in_hand.contains(&c.instance))
+                .collect();
+            for container in orphans {
+                let Some(hold) = self.instances.take(&container.instance) else {
+                    continue;
+                };
+                let (context, host, container) = (Arc::clone(self), host.clone(), container.clone());
+                self.spawn(hold, async move {
+                    context.remove_orphan(&container.instance, &container.id, &host).await;
+                });
+            }
+        }
+    }
+
+    /// Runs `work` beside the loop until it ends or the loop does; the loop then looks again.
+    fn spawn(self: &Arc<Self>, hold: hands::Hold<InstanceId>, work: impl Future<Output = ()> + Send + 'static) {
+        let context = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = context.stop.cancelled() => {}
+            }
+            drop(hold);
+            context.fleet.changed.notify_one();
+        });
+    }
+
+    /// A release, read once.
+    async fn release(&self, app: &App, number: u32) -> Result<Option<Arc<Release>>, StoreError> {
+        if let Some(release) = self.cached_release(app, number) {
+            return Ok(Some(release));
+        }
+        let Some(release) = self.store.release_fetch(&app.id, number).await? else {
+            return Ok(None);
+        };
+        let release = Arc::new(release);
+        lock(&self.releases).insert((app.id.clone(), app.created_at, number), Arc::clone(&release));
+        Ok(Some(release))
+    }
+
+    fn cached_release(&self, app: &App, number: u32) -> Option<Arc<Release>> {
+        lock(&self.releases)
+            .get(&(app.id.clone(), app.created_at, number))
+            .cloned()
+    }
+}
