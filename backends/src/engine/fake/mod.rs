@@ -1,0 +1,713 @@
+//! A container engine in memory, for tests and for fleets of any size. True to the port: ports are unique per fake host,
+//! names are owned by one platform, containers end with exit codes, write logs and tell events.
+//!
+//! `fake://name?serve=1&launch_ms=50&cpu_millis=8000&memory_mb=16384`: with `serve` each container really listens on
+//! its published address and answers any HTTP request with 200; `launch_ms` is how long a launch takes. The fakes of
+//! a process live as long as it does; the first opening of a name decides its options.
+//!
+//! A container does what its first argument says: `exit N` ends at once with code N, `print N` writes N lines to each
+//! stream and ends, `stubborn` ignores SIGTERM, anything else serves until it is stopped.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use model::engine::{
+    Container, ContainerStats, ContainerStatus, Engine, EngineError, EngineEvent, EngineInfo, LaunchSpec, LogLine,
+    LogQuery,
+};
+use model::store::RegistryCredentials;
+use model::{ContainerId, InstanceId, PlatformId, Timestamp};
+use rand::RngExt as _;
+use tokio::sync::{broadcast, watch};
+use url::Url;
+
+mod serve;
+
+/// All fakes of this process by name.
+static FAKES: LazyLock<Mutex<HashMap<String, Arc<FakeEngine>>>> = LazyLock::new(Mutex::default);
+
+/// Lines kept per container; the oldest go first.
+const MAX_LINES: usize = 1000;
+/// Events kept for a slow listener before its stream ends with an error.
+const MAX_EVENTS: usize = 4096;
+const MIB: u64 = 1024 * 1024;
+
+/// How a registry answers for an image. Images not told of are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FakeImage {
+    /// On the host already.
+    Present,
+    /// In the registry, not yet on the host.
+    InRegistry,
+    /// Neither.
+    Missing,
+    /// The registry wants other credentials.
+    Denied,
+    /// The registry does not answer.
+    RegistryDown,
+}
+
+/// One fake host.
+#[derive(Debug)]
+pub struct FakeEngine {
+    name: String,
+    options: Options,
+    state: Mutex<State>,
+    events: broadcast::Sender<(PlatformId, EngineEvent)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Options {
+    serve: bool,
+    cpu_millis: u32,
+    memory_mb: u32,
+    launch: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    containers: BTreeMap<String, Fake>,
+    taken: HashSet<u16>,
+    images: HashMap<String, FakeImage>,
+    launch: Duration,
+    unreachable: bool,
+    silent: bool,
+    lost_answers: u32,
+    launches: u64,
+    most_at_once: usize,
+}
+
+/// One container.
+#[derive(Debug)]
+struct Fake {
+    id: ContainerId,
+    spec: LaunchSpec,
+    status: ContainerStatus,
+    lines: Vec<LogLine>,
+    /// Counts lines and the end of the container, for followers; its receiver also ends the server.
+    changed: watch::Sender<u64>,
+    server: Option<tokio_util::sync::DropGuard>,
+    usage: Option<ContainerStats>,
+}
+
+impl Fake {
+    fn runs(&self) -> bool {
+        matches!(self.status, ContainerStatus::Running { .. })
+    }
+
+    fn show(&self) -> Container {
+        Container {
+            id: self.id.clone(),
+            instance: self.spec.instance.clone(),
+            app: self.spec.app.clone(),
+            status: self.status.clone(),
+        }
+    }
+
+    fn say(&mut self, stderr: bool, text: &str) {
+        if self.lines.len() == MAX_LINES {
+            self.lines.remove(0);
+        }
+        self.lines.push(LogLine {
+            at: Some(Timestamp::now()),
+            stderr,
+            text: text.to_owned(),
+        });
+        self.changed.send_modify(|n| *n += 1);
+    }
+
+    fn end(&mut self, exit_code: i64, out_of_memory: bool) {
+        self.status = ContainerStatus::Exited {
+            exit_code,
+            out_of_memory,
+        };
+        self.server = None;
+        self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+fn container_name(spec: &LaunchSpec) -> String {
+    format!("caas-{}-{}", spec.app, spec.instance)
+}
+
+fn random_id() -> ContainerId {
+    const HEX: &[u8] = b"0123456789abcdef";
+    let mut rng = rand::rng();
+    let text: String = (0..64).map(|_| char::from(HEX[rng.random_range(0..16)])).collect();
+    text.parse().expect("64 hexadecimal digits are a container id")
+}
+
+/// What a fake can be told, and asked, beside the port.
+impl FakeEngine {
+    /// The fake of that name in this process, made at first use with the defaults (nothing really listens, launches
+    /// take no time, 8 cores, 16 GiB).
+    pub fn named(name: &str) -> Arc<Self> {
+        Self::get(
+            name,
+            Options {
+                serve: false,
+                cpu_millis: 8000,
+                memory_mb: 16_384,
+                launch: Duration::ZERO,
+            },
+        )
+    }
+
+    fn get(name: &str, options: Options) -> Arc<Self> {
+        let mut fakes = FAKES.lock().unwrap_or_else(PoisonError::into_inner);
+        let fake = fakes.entry(name.to_owned()).or_insert_with(|| {
+            Arc::new(Self {
+                name: name.to_owned(),
+                options,
+                state: Mutex::new(State {
+                    launch: options.launch,
+                    ..State::default()
+                }),
+                events: broadcast::Sender::new(MAX_EVENTS),
+            })
+        });
+        Arc::clone(fake)
+    }
+
+    /// The fake at a `fake://` URL.
+    ///
+    /// # Errors
+    /// [`EngineError::Other`] when the URL names no fake or has an unknown option.
+    pub fn open(url: &str) -> Result<Arc<Self>, EngineError> {
+        let bad = |why: String| EngineError::Other(format!("engine URL {url:?} is not valid: {why}"));
+        let parsed = Url::parse(url).map_err(|e| bad(e.to_string()))?;
+        let name = parsed
+            .host_str()
+            .filter(|h| !h.is_empty())
+            .ok_or_else(|| bad("it names no fake host".into()))?;
+        let mut options = Options {
+            serve: false,
+            cpu_millis: 8000,
+            memory_mb: 16_384,
+            launch: Duration::ZERO,
+        };
+        for (key, value) in parsed.query_pairs() {
+            let number = || {
+                value
+                    .parse::<u32>()
+                    .map_err(|_| bad(format!("{key} must be a whole number")))
+            };
+            match &*key {
+                "serve" => options.serve = number()? != 0,
+                "launch_ms" => options.launch = Duration::from_millis(number()?.into()),
+                "cpu_millis" => options.cpu_millis = number()?,
+                "memory_mb" => options.memory_mb = number()?,
+                _ => return Err(bad(format!("there is no option {key:?}"))),
+            }
+        }
+        Ok(Self::get(name, options))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreachable(&self, message: &str) -> EngineError {
+        EngineError::Unreachable {
+            engine: format!("fake://{}", self.name),
+            message: message.to_owned(),
+        }
+    }
+
+    /// Every call fails at once, as with a closed port.
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.state().unreachable = unreachable;
+    }
+
+    /// No call is answered: each fails at its deadline, as with a host behind a cut cable.
+    pub fn set_silent(&self, silent: bool) {
+        self.state().silent = silent;
+    }
+
+    /// How long a launch takes from now on.
+    pub fn set_launch_latency(&self, latency: Duration) {
+        self.state().launch = latency;
+    }
+
+    /// The next `n` launches, restarts, stops and removals are done but not answered: they end as `Unreachable`.
+    pub fn lose_answers(&self, n: u32) {
+        self.state().lost_answers = n;
+    }
+
+    /// A foreign process takes the host port (`true`) or gives it back.
+    pub fn take_port(&self, port: u16, taken: bool) {
+        let mut state = self.state();
+        if taken {
+            state.taken.insert(port);
+        } else {
+            state.taken.remove(&port);
+        }
+    }
+
+    /// How the registry answers for `image` from now on.
+    pub fn set_image(&self, image: &str, answer: FakeImage) {
+        self.state().images.insert(image.to_owned(), answer);
+    }
+
+    /// The instance's container ends by itself. `false` if none of it runs.
+    pub fn exit(&self, instance: &InstanceId, exit_code: i64, out_of_memory: bool) -> bool {
+        let mut state = self.state();
+        let Some(fake) = state
+            .containers
+            .values_mut()
+            .find(|c| c.spec.instance == *instance && c.runs())
+        else {
+            return false;
+        };
+        fake.end(exit_code, out_of_memory);
+        let platform = fake.spec.platform.clone();
+        drop(state);
+        if out_of_memory {
+            self.tell(&platform, instance, "oom");
+        }
+        self.tell(&platform, instance, "die");
+        true
+    }
+
+    /// Somebody removes the instance's container by hand. `false` if there is none.
+    pub fn remove_by_hand(&self, instance: &InstanceId) -> bool {
+        let mut state = self.state();
+        let name = state
+            .containers
+            .iter()
+            .find(|(_, c)| c.spec.instance == *instance)
+            .map(|(name, _)| name.clone());
+        let Some(fake) = name.and_then(|name| state.containers.remove(&name)) else {
+            return false;
+        };
+        drop(state);
+        if fake.runs() {
+            self.tell(&fake.spec.platform, instance, "die");
+        }
+        self.tell(&fake.spec.platform, instance, "destroy");
+        true
+    }
+
+    /// All containers end, as when the machine loses power; they are still there, exited, when it is back.
+    pub fn power_cut(&self) {
+        for fake in self.state().containers.values_mut().filter(|c| c.runs()) {
+            fake.end(137, false);
+        }
+    }
+
+    /// The instance's container writes a line.
+    pub fn log(&self, instance: &InstanceId, stderr: bool, text: &str) {
+        if let Some(fake) = self
+            .state()
+            .containers
+            .values_mut()
+            .find(|c| c.spec.instance == *instance)
+        {
+            fake.say(stderr, text);
+        }
+    }
+
+    /// What the instance's container uses from now on.
+    pub fn set_usage(&self, instance: &InstanceId, usage: ContainerStats) {
+        if let Some(fake) = self
+            .state()
+            .containers
+            .values_mut()
+            .find(|c| c.spec.instance == *instance)
+        {
+            fake.usage = Some(usage);
+        }
+    }
+
+    /// The specs of all containers that run, by container name.
+    pub fn running(&self) -> Vec<LaunchSpec> {
+        self.state()
+            .containers
+            .values()
+            .filter(|c| c.runs())
+            .map(|c| c.spec.clone())
+            .collect()
+    }
+
+    /// Containers of any state and platform.
+    pub fn container_count(&self) -> usize {
+        self.state().containers.len()
+    }
+
+    /// Containers that were made since the beginning, and the most that were there at once.
+    pub fn launch_counts(&self) -> (u64, usize) {
+        let state = self.state();
+        (state.launches, state.most_at_once)
+    }
+
+    fn tell(&self, platform: &PlatformId, instance: &InstanceId, action: &str) {
+        let event = EngineEvent {
+            instance: instance.clone(),
+            action: action.to_owned(),
+        };
+        // No listener is no error.
+        let _ = self.events.send((platform.clone(), event));
+    }
+
+    /// Fails as the host is told to fail, after at most `deadline`.
+    async fn reach(&self, deadline: Duration) -> Result<(), EngineError> {
+        let (unreachable, silent) = {
+            let state = self.state();
+            (state.unreachable, state.silent)
+        };
+        if unreachable {
+            return Err(self.unreachable("connection refused"));
+        }
+        if silent {
+            tokio::time::sleep(deadline).await;
+            return Err(self.unreachable("no answer in time"));
+        }
+        Ok(())
+    }
+
+    /// The answer to something that was done, unless it gets lost.
+    fn answer<T>(&self, value: T) -> Result<T, EngineError> {
+        let mut state = self.state();
+        if state.lost_answers > 0 {
+            state.lost_answers -= 1;
+            return Err(self.unreachable("the connection was lost before the answer"));
+        }
+        Ok(value)
+    }
+
+    /// Makes a container begin: it listens, or does what its command says and ends.
+    async fn begin(&self, id: &ContainerId, spec: &LaunchSpec) -> Result<(), EngineError> {
+        let server = if self.options.serve {
+            let text = format!("{} {} {}\n", spec.app, spec.version, spec.instance);
+            Some(serve::serve(spec.host_ip, spec.host_port, text).await?)
+        } else {
+            None
+        };
+        let mut state = self.state();
+        let Some(fake) = state.containers.values_mut().find(|c| c.id == *id) else {
+            return Err(EngineError::NoSuchContainer(id.to_string()));
+        };
+        fake.status = ContainerStatus::Running {
+            started_at: Timestamp::now(),
+        };
+        fake.server = server;
+        let argument = |n: usize| spec.command.get(n).and_then(|a| a.parse::<i64>().ok()).unwrap_or(0);
+        let ended = match spec.command.first().map(String::as_str) {
+            Some("exit") => Some(argument(1)),
+            Some("print") => {
+                for n in 1..=argument(1).min(MAX_LINES as i64) {
+                    fake.say(false, &format!("out {n}"));
+                    fake.say(true, &format!("err {n}"));
+                }
+                Some(0)
+            }
+            _ => None,
+        };
+        if let Some(code) = ended {
+            fake.end(code, false);
+        }
+        drop(state);
+        self.tell(&spec.platform, &spec.instance, "start");
+        if ended.is_some() {
+            self.tell(&spec.platform, &spec.instance, "die");
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn by_id(&mut self, id: &ContainerId) -> Option<&mut Fake> {
+        self.containers.values_mut().find(|c| c.id == *id)
+    }
+
+    /// Whether somebody other than `but` has the host port.
+    fn port_is_taken(&self, port: u16, but: &str) -> bool {
+        self.taken.contains(&port)
+            || self
+                .containers
+                .iter()
+                .any(|(name, c)| name != but && c.runs() && c.spec.host_port == port)
+    }
+}
+
+#[async_trait]
+impl Engine for FakeEngine {
+    async fn ping(&self) -> Result<(), EngineError> {
+        self.reach(Duration::from_secs(2)).await
+    }
+
+    async fn info(&self) -> Result<EngineInfo, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        Ok(EngineInfo {
+            version: "fake".into(),
+            cpu_millis: self.options.cpu_millis,
+            memory_mb: self.options.memory_mb,
+            os: "memory".into(),
+            live_restore: true,
+        })
+    }
+
+    async fn image_digest(&self, image: &str, _: Option<&RegistryCredentials>) -> Result<String, EngineError> {
+        self.reach(Duration::from_secs(15)).await?;
+        match self.state().images.get(image).copied() {
+            Some(FakeImage::Missing) => Err(EngineError::ImageNotFound(image.into())),
+            Some(FakeImage::Denied) => Err(EngineError::RegistryDenied {
+                image: image.into(),
+                message: "unauthorized".into(),
+            }),
+            Some(FakeImage::RegistryDown) => Err(EngineError::RegistryUnreachable {
+                image: image.into(),
+                message: "connection refused".into(),
+            }),
+            // The same text gives the same digest.
+            _ => {
+                use std::hash::{Hash as _, Hasher as _};
+                let mut hasher = std::hash::DefaultHasher::new();
+                image.hash(&mut hasher);
+                Ok(format!("sha256:{:064x}", hasher.finish()))
+            }
+        }
+    }
+
+    async fn image_pull(
+        &self,
+        image: &str,
+        credentials: Option<&RegistryCredentials>,
+        deadline: Duration,
+    ) -> Result<bool, EngineError> {
+        self.reach(deadline).await?;
+        let answer = self.state().images.get(image).copied();
+        match answer {
+            None | Some(FakeImage::Present) => Ok(false),
+            Some(_) => {
+                self.image_digest(image, credentials).await?;
+                self.set_image(image, FakeImage::Present);
+                Ok(true)
+            }
+        }
+    }
+
+    async fn launch(&self, spec: &LaunchSpec) -> Result<ContainerId, EngineError> {
+        self.reach(Duration::from_secs(30)).await?;
+        let latency = self.state().launch;
+        if !latency.is_zero() {
+            tokio::time::sleep(latency).await;
+        }
+        let name = container_name(spec);
+        let id = {
+            let mut state = self.state();
+            match state.images.get(&spec.image) {
+                None | Some(FakeImage::Present) => {}
+                Some(_) => return Err(EngineError::ImageNotFound(spec.image.clone())),
+            }
+            if let Some(held) = state.containers.get(&name) {
+                if held.spec.platform != spec.platform {
+                    return Err(EngineError::Refused(format!(
+                        "the name {name} belongs to a container that is not this platform's: remove or rename it"
+                    )));
+                }
+                if held.runs() && held.spec.host_port == spec.host_port {
+                    let id = held.id.clone();
+                    drop(state);
+                    return self.answer(id);
+                }
+                state.containers.remove(&name);
+            }
+            if state.port_is_taken(spec.host_port, &name) {
+                return Err(EngineError::PortTaken(spec.host_port));
+            }
+            let id = random_id();
+            let fake = Fake {
+                id: id.clone(),
+                spec: spec.clone(),
+                // Running from the start, so that nobody else gets the port meanwhile.
+                status: ContainerStatus::Running {
+                    started_at: Timestamp::now(),
+                },
+                lines: Vec::new(),
+                changed: watch::Sender::new(0),
+                server: None,
+                usage: None,
+            };
+            state.containers.insert(name.clone(), fake);
+            state.launches += 1;
+            state.most_at_once = state.most_at_once.max(state.containers.len());
+            id
+        };
+        if let Err(error) = self.begin(&id, spec).await {
+            self.state().containers.remove(&name);
+            return Err(error);
+        }
+        self.answer(id)
+    }
+
+    async fn restart(&self, container: &ContainerId, grace: Duration) -> Result<(), EngineError> {
+        self.reach(grace + Duration::from_secs(30)).await?;
+        let gone = || EngineError::NoSuchContainer(container.to_string());
+        let (spec, died) = {
+            let mut state = self.state();
+            let fake = state.by_id(container).ok_or_else(gone)?;
+            let died = fake.runs();
+            fake.end(if died { 143 } else { 0 }, false);
+            (fake.spec.clone(), died)
+        };
+        if died {
+            self.tell(&spec.platform, &spec.instance, "die");
+        }
+        let name = container_name(&spec);
+        if self.state().port_is_taken(spec.host_port, &name) {
+            self.state().containers.remove(&name);
+            return Err(EngineError::PortTaken(spec.host_port));
+        }
+        self.begin(container, &spec).await?;
+        self.answer(())
+    }
+
+    async fn stop(&self, container: &ContainerId, grace: Duration) -> Result<(), EngineError> {
+        self.reach(grace + Duration::from_secs(30)).await?;
+        let stubborn = self
+            .state()
+            .by_id(container)
+            .is_some_and(|c| c.runs() && c.spec.command.first().is_some_and(|a| a == "stubborn"));
+        if stubborn {
+            tokio::time::sleep(grace).await;
+        }
+        let ended = self.state().by_id(container).filter(|c| c.runs()).map(|fake| {
+            fake.end(if stubborn { 137 } else { 143 }, false);
+            fake.spec.clone()
+        });
+        if let Some(spec) = ended {
+            self.tell(&spec.platform, &spec.instance, "die");
+        }
+        self.answer(())
+    }
+
+    async fn remove(&self, container: &ContainerId) -> Result<(), EngineError> {
+        self.reach(Duration::from_secs(30)).await?;
+        let removed = {
+            let mut state = self.state();
+            let name = state
+                .containers
+                .iter()
+                .find(|(_, c)| c.id == *container)
+                .map(|(name, _)| name.clone());
+            name.and_then(|name| state.containers.remove(&name))
+        };
+        if let Some(fake) = removed {
+            if fake.runs() {
+                self.tell(&fake.spec.platform, &fake.spec.instance, "die");
+            }
+            self.tell(&fake.spec.platform, &fake.spec.instance, "destroy");
+        }
+        self.answer(())
+    }
+
+    async fn list(&self, platform: &PlatformId) -> Result<Vec<Container>, EngineError> {
+        self.reach(Duration::from_secs(10)).await?;
+        let state = self.state();
+        Ok(state
+            .containers
+            .values()
+            .filter(|c| c.spec.platform == *platform)
+            .map(Fake::show)
+            .collect())
+    }
+
+    async fn inspect(&self, container: &ContainerId) -> Result<Container, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        let found = self.state().by_id(container).map(|c| c.show());
+        found.ok_or_else(|| EngineError::NoSuchContainer(container.to_string()))
+    }
+
+    async fn events(
+        &self,
+        platform: &PlatformId,
+    ) -> Result<BoxStream<'static, Result<EngineEvent, EngineError>>, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        let mut events = self.events.subscribe();
+        let platform = platform.clone();
+        let fake = Self::named(&self.name);
+        let stream = async_stream::stream! {
+            loop {
+                match events.recv().await {
+                    // A silent host's events are lost.
+                    Ok(_) if fake.state().silent => {}
+                    Ok(_) if fake.state().unreachable => {
+                        yield Err(fake.unreachable("connection reset"));
+                        return;
+                    }
+                    Ok((of, event)) => {
+                        if of == platform {
+                            yield Ok(event);
+                        }
+                    }
+                    Err(_) => {
+                        yield Err(fake.unreachable("the listener was too slow"));
+                        return;
+                    }
+                }
+            }
+        };
+        Ok(stream.boxed())
+    }
+
+    async fn stats(&self, container: &ContainerId) -> Result<ContainerStats, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        let mut state = self.state();
+        let fake = state
+            .by_id(container)
+            .ok_or_else(|| EngineError::NoSuchContainer(container.to_string()))?;
+        if !fake.runs() {
+            return Ok(ContainerStats::default());
+        }
+        Ok(fake.usage.unwrap_or(ContainerStats {
+            memory_bytes: MIB,
+            memory_limit_bytes: u64::from(fake.spec.memory_mb) * MIB,
+            pids: 1,
+            ..ContainerStats::default()
+        }))
+    }
+
+    async fn logs(
+        &self,
+        container: &ContainerId,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, Result<LogLine, EngineError>>, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        let fake = Self::named(&self.name);
+        let id = container.clone();
+        let mut changed = {
+            let mut state = self.state();
+            let found = state
+                .by_id(container)
+                .ok_or_else(|| EngineError::NoSuchContainer(container.to_string()))?;
+            found.changed.subscribe()
+        };
+        let stream = async_stream::stream! {
+            let mut told: Option<usize> = None;
+            loop {
+                changed.mark_unchanged();
+                let (lines, runs) = match fake.state().by_id(&id) {
+                    Some(found) => (found.lines.clone(), found.runs()),
+                    None => return,
+                };
+                let first = told.unwrap_or_else(|| lines.len().saturating_sub(query.tail as usize)).min(lines.len());
+                told = Some(lines.len());
+                for line in lines.into_iter().skip(first) {
+                    if query.since.is_none_or(|since| line.at.is_none_or(|at| at >= since)) {
+                        yield Ok(line);
+                    }
+                }
+                // The sender goes when the container is removed.
+                if !query.follow || !runs || changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        Ok(stream.boxed())
+    }
+}
