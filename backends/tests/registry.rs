@@ -56,6 +56,7 @@ contract! {
     acknowledgements_come_and_go
     a_lagging_reader_hears_the_state
     a_replacement_leaves_no_gap
+    a_revision_is_complete
 }
 
 async fn raw(zookeeper: &ZooKeeper) -> Client {
@@ -84,7 +85,10 @@ async fn registry_zookeeper_format_is_for_everyone() {
         RegistryChange::Config(hello.app.clone(), config("hello.example.com")),
     ];
     let revision = writer.apply(&puts).await.expect("written");
-    assert_eq!(text(&client, "/caas/service/address/hello/1.0/c1").await, "10.0.0.1:20000");
+    assert_eq!(
+        text(&client, "/caas/service/address/hello/1.0/c1").await,
+        "10.0.0.1:20000"
+    );
     let json: serde_json::Value =
         serde_json::from_str(&text(&client, "/caas/service/config/hello").await).expect("JSON");
     assert_eq!(json["domains"][0], "hello.example.com");
@@ -123,12 +127,17 @@ async fn registry_zookeeper_format_is_for_everyone() {
         client.create(path, data.as_bytes(), &PERSISTENT).await.expect(path);
     }
     let broken = b"{\"domains\":[\"NOT A DOMAIN\"]}";
-    client.set_data("/caas/service/config/hello", broken, None).await.expect("set");
+    client
+        .set_data("/caas/service/config/hello", broken, None)
+        .await
+        .expect("set");
     let expected = BTreeMap::from([
         (hello.clone(), endpoint(20_000)),
         (key("foreign", "2", "c9"), "10.0.0.9:9000".parse().expect("valid")),
     ]);
-    mirror.until("the foreign entry", |m| m.content.endpoints == expected).await;
+    mirror
+        .until("the foreign entry", |m| m.content.endpoints == expected)
+        .await;
     assert_eq!(
         mirror.content.configs,
         BTreeMap::from([(hello.app.clone(), config("hello.example.com"))]),
@@ -142,7 +151,12 @@ async fn registry_zookeeper_format_is_for_everyone() {
     let published = writer.published().await.expect("read");
     assert_eq!(published.endpoints, expected);
     assert_eq!(
-        writer.acknowledgements().await.expect("read").into_keys().collect::<Vec<_>>(),
+        writer
+            .acknowledgements()
+            .await
+            .expect("read")
+            .into_keys()
+            .collect::<Vec<_>>(),
         ["gw-1"],
         "a node that no session owns is no gateway"
     );
@@ -182,7 +196,10 @@ async fn registry_zookeeper_only_the_leader_writes() {
     }
     let zookeeper = ZooKeeper::start(1).await;
     let wire = Wire::to(&zookeeper).await;
-    let first = Arc::new(ZooKeeperWriter::new(Address::parse(&wire.url("/f")).expect("sound"), quick()));
+    let first = Arc::new(ZooKeeperWriter::new(
+        Address::parse(&wire.url("/f")).expect("sound"),
+        quick(),
+    ));
     let second = zookeeper.writer("/f");
     let put = |port| [RegistryChange::Put(key("hello", "1", "c1"), endpoint(port))];
 
@@ -203,11 +220,17 @@ async fn registry_zookeeper_only_the_leader_writes() {
     assert!(second.lead(Duration::from_secs(20)).await.expect("a registry"));
     let took = cut.elapsed();
     println!("takeover after {took:?}");
-    assert!(took < quick().session_timeout + Duration::from_millis(1_500), "{took:?}");
+    assert!(
+        took < quick().session_timeout + Duration::from_millis(1_500),
+        "{took:?}"
+    );
     let revision = second.apply(&put(2_001)).await.expect("written");
     wire.freeze(false);
 
-    assert!(late.await.expect("no panic").is_err(), "the late write counts as failed");
+    assert!(
+        late.await.expect("no panic").is_err(),
+        "the late write counts as failed"
+    );
     assert!(first.apply(&put(1_003)).await.is_err());
     let mut mirror = Mirror::new(&zookeeper.reader("/f"));
     mirror.reach(revision).await;
@@ -285,7 +308,10 @@ async fn registry_zookeeper_resync_finds_nothing_when_all_is_well() {
         mirror.reach(last).await;
     }
     mirror.reach(last).await;
-    assert_eq!(mirror.content.endpoints, writer.published().await.expect("read").endpoints);
+    assert_eq!(
+        mirror.content.endpoints,
+        writer.published().await.expect("read").endpoints
+    );
     assert_eq!(reader.resync_differences(), 0);
     assert!(i > 8);
 }
@@ -337,7 +363,11 @@ async fn registry_zookeeper_nobody_there_is_told_not_hidden() {
     let told = tokio::time::timeout(Duration::from_secs(1), mirror.hear()).await;
     assert!(told.is_err(), "told again");
     for error in [
-        writer.lead(Duration::from_secs(1)).await.map(|_| ()).expect_err("nobody"),
+        writer
+            .lead(Duration::from_secs(1))
+            .await
+            .map(|_| ())
+            .expect_err("nobody"),
         writer.published().await.map(|_| ()).expect_err("nobody"),
         writer.acknowledgements().await.map(|_| ()).expect_err("nobody"),
     ] {

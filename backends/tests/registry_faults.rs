@@ -5,9 +5,10 @@
 mod registry_support;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::contract::registry::{Mirror, config, endpoint, key};
+use model::contract::registry::{self as contract, Mirror, config, endpoint, key};
 use model::registry::{
     Acknowledgement, Endpoint, EntryKey, RegistryChange, RegistryReader, RegistryRevision, RegistryWriter,
 };
@@ -35,7 +36,10 @@ fn truth(endpoints: &BTreeMap<EntryKey, Endpoint>, mirror: &Mirror) -> (usize, u
     let got = &mirror.content.endpoints;
     let missing = endpoints.keys().filter(|k| !got.contains_key(*k)).count();
     let ghost = got.keys().filter(|k| !endpoints.contains_key(*k)).count();
-    let stale = endpoints.iter().filter(|(k, v)| got.get(*k).is_some_and(|g| g != *v)).count();
+    let stale = endpoints
+        .iter()
+        .filter(|(k, v)| got.get(*k).is_some_and(|g| g != *v))
+        .count();
     (missing, ghost, stale)
 }
 
@@ -59,7 +63,10 @@ async fn registry_zookeeper_loses_nothing_when_servers_are_killed() {
     let first = write(&writer, &changes).await;
     let mut mirror = Mirror::new(&reader);
     mirror.reach(first).await;
-    reader.acknowledge("gw", &Acknowledgement::default()).await.expect("acknowledged");
+    reader
+        .acknowledge("gw", &Acknowledgement::default())
+        .await
+        .expect("acknowledged");
 
     let begin = Instant::now();
     let mut next_kill = begin + Duration::from_secs(2);
@@ -104,7 +111,14 @@ async fn registry_zookeeper_loses_nothing_when_servers_are_killed() {
         zookeeper.start_server(i);
         zookeeper.serves(i).await;
     }
-    let last = write(&writer, &[RegistryChange::Config("end".parse().expect("valid"), config("end.example.com"))]).await;
+    let last = write(
+        &writer,
+        &[RegistryChange::Config(
+            "end".parse().expect("valid"),
+            config("end.example.com"),
+        )],
+    )
+    .await;
     mirror.reach(last).await;
     println!(
         "{writes} writes, {kills} kills, {} disconnects, {} snapshots, {} endpoints",
@@ -149,4 +163,21 @@ async fn registry_zookeeper_all_servers_killed_and_back() {
     let expected = [1, 2].map(|i| (key("hello", "1", &format!("c{i}")), endpoint(20_000 + i)));
     assert_eq!(mirror.content.endpoints, BTreeMap::from(expected));
     assert_eq!(mirror.disconnects, 1, "told once");
+}
+
+/// With three servers reader and writer sit at different ones, and the reader's may lag.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registry_zookeeper_ensemble_keeps_the_order() {
+    if !available() {
+        return;
+    }
+    let zookeeper = ZooKeeper::start(3).await;
+    for round in 0..3 {
+        let chroot = format!("/r{round}");
+        let (reader, writer) = (zookeeper.reader(&chroot), zookeeper.writer(&chroot));
+        contract::a_revision_is_complete(Arc::new(reader), Arc::new(writer)).await;
+        let chroot = format!("/g{round}");
+        let (reader, writer) = (zookeeper.reader(&chroot), zookeeper.writer(&chroot));
+        contract::a_replacement_leaves_no_gap(Arc::new(reader), Arc::new(writer)).await;
+    }
 }

@@ -23,7 +23,8 @@ const JARS: [&str; 9] = [
 ];
 
 /// Runs `$@` until standard input ends, which it does when this process dies; prints its pid first.
-const UNTIL_WE_DIE: &str = r#""$@" >/dev/null 2>&1 </dev/null & pid=$!; echo $pid; cat >/dev/null; kill -9 $pid 2>/dev/null"#;
+const UNTIL_WE_DIE: &str =
+    r#""$@" >/dev/null 2>&1 </dev/null & pid=$!; echo $pid; cat >/dev/null; kill -9 $pid 2>/dev/null"#;
 /// Removes a directory when this process dies.
 const CLEAN_UP: &str = r#"cat >/dev/null; sleep 0.3; rm -rf "$0""#;
 
@@ -38,7 +39,15 @@ impl Server {
     fn start(config: &Path) -> Self {
         let jars: Vec<String> = JARS.iter().map(|jar| format!("/usr/share/java/{jar}.jar")).collect();
         let mut supervisor = Command::new("sh")
-            .args(["-c", UNTIL_WE_DIE, "sh", "java", "-Xms32m", "-Xmx160m", "-XX:+UseSerialGC"])
+            .args([
+                "-c",
+                UNTIL_WE_DIE,
+                "sh",
+                "java",
+                "-Xms32m",
+                "-Xmx160m",
+                "-XX:+UseSerialGC",
+            ])
             .args(["-XX:TieredStopAtLevel=1", "-cp", &jars.join(":")])
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(config)
@@ -91,7 +100,11 @@ impl Drop for ZooKeeper {
 /// # Panics
 /// When it can't and `CAAS_TEST_REQUIRE_ALL=1`.
 pub fn available() -> bool {
-    let java = Command::new("java").arg("-version").stdin(Stdio::null()).stderr(Stdio::null()).status();
+    let java = Command::new("java")
+        .arg("-version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     let found = java.is_ok_and(|s| s.success()) && Path::new("/usr/share/java/zookeeper.jar").exists();
     if !found {
         let required = std::env::var("CAAS_TEST_REQUIRE_ALL").is_ok_and(|v| v == "1");
@@ -114,7 +127,9 @@ impl ZooKeeper {
     pub async fn start(n: usize) -> Self {
         let (dir, cleaner) = tokio::task::spawn_blocking(scratch).await.expect("a directory");
         // All are held until all are known, so that they differ.
-        let held: Vec<TcpListener> = (0..3 * n).map(|_| TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let held: Vec<TcpListener> = (0..3 * n)
+            .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))
+            .collect();
         let ports: Vec<u16> = held.iter().map(|l| l.local_addr().expect("bound").port()).collect();
         drop(held);
         let mut members = String::new();
@@ -193,7 +208,11 @@ impl ZooKeeper {
 }
 
 fn scratch() -> (PathBuf, ChildStdin) {
-    let dir = tempfile::Builder::new().prefix("caas-registry-").tempdir().expect("a directory").keep();
+    let dir = tempfile::Builder::new()
+        .prefix("caas-registry-")
+        .tempdir()
+        .expect("a directory")
+        .keep();
     let mut cleaner = Command::new("sh")
         .args(["-c", CLEAN_UP])
         .arg(&dir)

@@ -105,7 +105,11 @@ impl Mirror {
         while !enough(self) {
             let left = end.saturating_duration_since(Instant::now());
             let heard = tokio::time::timeout(left, self.hear()).await;
-            assert!(heard.is_ok(), "waited {DEADLINE:?} for: {what}; heard {:?}", self.summary());
+            assert!(
+                heard.is_ok(),
+                "waited {DEADLINE:?} for: {what}; heard {:?}",
+                self.summary()
+            );
         }
     }
 
@@ -279,7 +283,10 @@ pub async fn acknowledgements_come_and_go(reader: Arc<dyn RegistryReader>, write
     drop(reader);
     let end = Instant::now() + DEADLINE;
     while !writer.acknowledgements().await.expect("read").is_empty() {
-        assert!(Instant::now() < end, "the gateway has gone, its acknowledgement has not");
+        assert!(
+            Instant::now() < end,
+            "the gateway has gone, its acknowledgement has not"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -318,7 +325,9 @@ pub async fn a_replacement_leaves_no_gap(reader: Arc<dyn RegistryReader>, writer
         last = writer.apply(&changes).await.expect("written");
         if i % 5 == 0 {
             // Let the reader fall behind now and then, and catch up.
-            mirror.until("anything", |m| m.content.revision > RegistryRevision(0)).await;
+            mirror
+                .until("anything", |m| m.content.revision > RegistryRevision(0))
+                .await;
             tokio::task::yield_now().await;
         }
     }
@@ -329,5 +338,67 @@ pub async fn a_replacement_leaves_no_gap(reader: Arc<dyn RegistryReader>, writer
             m.content.revision >= last
         })
         .await;
-    assert_eq!(mirror.content.endpoints, BTreeMap::from([(container(200), endpoint(20_200))]));
+    assert_eq!(
+        mirror.content.endpoints,
+        BTreeMap::from([(container(200), endpoint(20_200))])
+    );
+}
+
+/// Whatever a reader has heard when it hears revision R: everything that was written up to R is in it.
+pub async fn a_revision_is_complete(reader: Arc<dyn RegistryReader>, writer: Arc<dyn RegistryWriter>) {
+    const WRITES: u16 = 1_500;
+    lead(&*writer).await;
+    let mut mirror = Mirror::new(&*reader);
+    mirror.until("a snapshot", |m| m.snapshots == 1).await;
+    let writing = tokio::spawn(async move {
+        let mut written = Vec::new();
+        for i in 1..=WRITES {
+            let key = key("hello", "1", &format!("c{}", i * 7 % 20));
+            // Every third write withdraws, and no port is written twice.
+            let port = (i % 3 != 0).then(|| endpoint(i));
+            let change = match port {
+                Some(endpoint) => RegistryChange::Put(key.clone(), endpoint),
+                None => RegistryChange::Remove(key.clone()),
+            };
+            let revision = writer.apply(&[change]).await.expect("written");
+            written.push((revision, key, port));
+        }
+        written
+    });
+    let mut heard = Vec::new();
+    let end = Instant::now() + 3 * DEADLINE;
+    while !writing.is_finished() || heard.is_empty() {
+        if tokio::time::timeout(Duration::from_millis(50), mirror.hear())
+            .await
+            .is_ok()
+        {
+            heard.push(mirror.content.clone());
+        }
+        assert!(Instant::now() < end, "the writer is too slow");
+    }
+    let written = writing.await.expect("the writer did not panic");
+    mirror.reach(written[written.len() - 1].0).await;
+    heard.push(mirror.content.clone());
+    for content in &heard {
+        for n in 0..20 {
+            let key = key("hello", "1", &format!("c{n}"));
+            let history: Vec<_> = written.iter().filter(|(_, k, _)| *k == key).collect();
+            let done = history
+                .iter()
+                .filter(|(revision, ..)| *revision <= content.revision)
+                .count();
+            let seen = content.endpoints.get(&key).copied();
+            let before_all = done == 0 && seen.is_none();
+            let allowed = history[done.saturating_sub(1)..]
+                .iter()
+                .any(|(.., endpoint)| *endpoint == seen);
+            assert!(
+                before_all || allowed,
+                "at {:?} {key:?} is still {seen:?}: older than {:?}",
+                content.revision,
+                history[done.saturating_sub(1)]
+            );
+        }
+    }
+    assert_eq!(mirror.content.revision, written[written.len() - 1].0);
 }

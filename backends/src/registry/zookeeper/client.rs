@@ -11,7 +11,7 @@ use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error, MultiRead
 use super::tree::{Leaf, Tree};
 use super::{Address, Options};
 
-/// Reads per request: 50 halve the time of 10, more gain nothing.
+/// Reads per request: 30,000 endpoints take about 1,200 requests instead of 50,000.
 const BATCH: usize = 50;
 /// Requests under way at once.
 const IN_FLIGHT: usize = 8;

@@ -122,7 +122,10 @@ fn server(text: &str) -> Option<String> {
     let (host, port) = if let Some(inner) = text.strip_prefix('[') {
         let (host, port) = inner.split_once(']')?;
         host.parse::<std::net::Ipv6Addr>().ok()?;
-        (format!("[{host}]"), port.strip_prefix(':').or(port.is_empty().then_some("2181"))?)
+        (
+            format!("[{host}]"),
+            port.strip_prefix(':').or(port.is_empty().then_some("2181"))?,
+        )
     } else {
         let (host, port) = text.split_once(':').unwrap_or((text, "2181"));
         let sound = host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
@@ -139,7 +142,9 @@ fn server(text: &str) -> Option<String> {
 pub(super) fn check_gateway_id(gateway: &str) -> Result<(), RegistryError> {
     let sound = (1..=128).contains(&gateway.len())
         && gateway.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && gateway.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        && gateway
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     if sound {
         return Ok(());
     }

@@ -80,10 +80,7 @@ fn encode(config: &model::AppConfig) -> Vec<u8> {
 /// What is to be at each leaf after `changes`: the last word on each counts.
 fn wanted(changes: &[RegistryChange]) -> BTreeMap<Leaf, Option<Vec<u8>>> {
     let each = changes.iter().map(|change| match change {
-        RegistryChange::Put(key, endpoint) => (
-            Leaf::Endpoint(key.clone()),
-            Some(endpoint.to_string().into_bytes()),
-        ),
+        RegistryChange::Put(key, endpoint) => (Leaf::Endpoint(key.clone()), Some(endpoint.to_string().into_bytes())),
         RegistryChange::Remove(key) => (Leaf::Endpoint(key.clone()), None),
         RegistryChange::Config(app, config) => (Leaf::Config(app.clone()), Some(encode(config))),
         RegistryChange::ConfigRemove(app) => (Leaf::Config(app.clone()), None),
@@ -166,7 +163,11 @@ pub(super) fn plan(tree: &Tree, changes: &[RegistryChange], nodes: &BTreeMap<Str
         }
         apps.insert(app);
     }
-    ops.extend(apps.into_iter().filter(|app| children.get(app) == Some(&0)).map(Op::Delete));
+    ops.extend(
+        apps.into_iter()
+            .filter(|app| children.get(app) == Some(&0))
+            .map(Op::Delete),
+    );
     ops
 }
 
@@ -256,7 +257,10 @@ mod tests {
     #[test]
     fn registry_batches_are_bounded_and_never_tear_a_replacement() {
         assert!(batches(&[]).is_empty());
-        let mut changes = vec![RegistryChange::Config("a".parse().expect("valid"), config("x.example.com"))];
+        let mut changes = vec![RegistryChange::Config(
+            "a".parse().expect("valid"),
+            config("x.example.com"),
+        )];
         for i in 0..5_000 {
             changes.push(RegistryChange::Remove(key("a", "1", &format!("c{i}"))));
             changes.push(put(key("a", "1", &format!("c{}", i + 1))));

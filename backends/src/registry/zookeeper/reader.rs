@@ -131,7 +131,10 @@ impl Shared {
     fn differed(&self, entries: usize) {
         if entries > 0 {
             self.differences.fetch_add(entries as u64, Ordering::Relaxed);
-            tracing::error!(entries, "a resync found the copy of the registry wrong, it is right again");
+            tracing::error!(
+                entries,
+                "a resync found the copy of the registry wrong, it is right again"
+            );
         }
     }
 }

@@ -176,7 +176,9 @@ impl<'a> Session<'a> {
             let mut paths = Vec::with_capacity(leaves.len() + 1);
             paths.push(self.tree.revision.clone());
             paths.extend(leaves.iter().map(|leaf| self.tree.leaf(leaf)));
-            let mut replies = read_data(self.client, self.options.call_timeout, &paths).await?.into_iter();
+            let mut replies = read_data(self.client, self.options.call_timeout, &paths)
+                .await?
+                .into_iter();
             let read = revision_of(replies.next().flatten().as_ref());
             fresh.extend(leaves.into_iter().zip(replies.map(|reply| reply.map(|(data, _)| data))));
             self.absorb_waiting()?;
@@ -194,7 +196,8 @@ impl<'a> Session<'a> {
     async fn snapshot(&mut self, last: &View) -> Result<(View, BTreeSet<Leaf>), Error> {
         let loaded = load(self.client, self.options.call_timeout, self.tree).await?;
         for path in &loaded.foreign {
-            self.noise.unreadable(path, "its name is not of the form that the platform writes");
+            self.noise
+                .unreadable(path, "its name is not of the form that the platform writes");
         }
         let mut view = last.rebuilt(&loaded.entries, self.noise);
         self.revision = loaded.revision;

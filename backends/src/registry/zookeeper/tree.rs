@@ -100,7 +100,10 @@ mod tests {
             }
             assert_eq!(tree.parse(&tree.revision), None);
             assert_eq!(tree.parse(&format!("{}x/a/b/c", tree.address)), None);
-            assert!(matches!(tree.parse(&format!("{}/UPPER/1/c", tree.address)), Some(Err(_))));
+            assert!(matches!(
+                tree.parse(&format!("{}/UPPER/1/c", tree.address)),
+                Some(Err(_))
+            ));
             assert!(matches!(tree.parse(&format!("{}/a--b", tree.config)), Some(Err(_))));
         }
     }

@@ -113,7 +113,8 @@ pub(super) fn sort(changes: &mut [RegistryChange]) {
 
 fn read_endpoint(data: &[u8]) -> Result<Endpoint, String> {
     let text = std::str::from_utf8(data).map_err(|_| "it is not text".to_owned())?;
-    text.parse().map_err(|e: model::registry::InvalidEndpoint| e.to_string())
+    text.parse()
+        .map_err(|e: model::registry::InvalidEndpoint| e.to_string())
 }
 
 fn read_config(data: &[u8]) -> Result<AppConfig, String> {

@@ -13,7 +13,9 @@ use async_trait::async_trait;
 use model::registry::{
     Acknowledgement, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot, RegistryWriter,
 };
-use zookeeper_client::{Acls, CheckWriteError, Client, CreateMode, CreateOptions, Error, MultiWriteResult, SessionState};
+use zookeeper_client::{
+    Acls, CheckWriteError, Client, CreateMode, CreateOptions, Error, MultiWriteResult, SessionState,
+};
 
 use super::client::{PERSISTENT, connect, load, mkdir, read_data, revision_of, timed, told};
 use super::plan::{Node, Op, batches, needed, plan};
@@ -298,7 +300,10 @@ impl RegistryWriter for ZooKeeperWriter {
             Err(Error::NoNode) => return Ok(BTreeMap::new()),
             Err(error) => return Err(reading(error)),
         };
-        let paths: Vec<String> = names.iter().map(|name| format!("{}/{name}", self.tree.gateways)).collect();
+        let paths: Vec<String> = names
+            .iter()
+            .map(|name| format!("{}/{name}", self.tree.gateways))
+            .collect();
         let replies = read_data(client, limit, &paths).await.map_err(reading)?;
         let mut acknowledgements = BTreeMap::new();
         for (name, reply) in names.into_iter().zip(replies) {
@@ -321,7 +326,14 @@ mod tests {
 
     #[test]
     fn registry_queue_is_by_sequence_not_by_name() {
-        let names = || vec!["ff-0000000002".into(), "aa-0000000003".into(), "b-0000000001".into(), "x".into()];
+        let names = || {
+            vec![
+                "ff-0000000002".into(),
+                "aa-0000000003".into(),
+                "b-0000000001".into(),
+                "x".into(),
+            ]
+        };
         assert_eq!(place(names(), "b-"), Place::Head("b-0000000001".into()));
         assert_eq!(place(names(), "ff-"), Place::Behind("b-0000000001".into()));
         assert_eq!(place(names(), "aa-"), Place::Behind("ff-0000000002".into()));
