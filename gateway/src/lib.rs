@@ -1,1 +1,195 @@
-//! .
+//! The gateway: a request comes in, the answer of one of its app's instances goes out.
+//!
+//! The life of a request, each step in its own module:
+//!
+//! 1. [`worker`] accepts the connection on its own thread and runtime; nothing is shared on the way of a request but
+//!    what is read, and counters.
+//! 2. [`connection`] reads heads with time limits, one request after the other, and parks what is idle.
+//! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
+//! 4. [`headers`] makes the request's headers safe to send on.
+//! 5. [`table`] picks an endpoint that [`eject`] does not leave out; [`pool`] has a connection to it, or one is made.
+//! 6. [`body`] streams both ways, counting; [`retry`] says what may be sent again when an endpoint fails.
+//! 7. [`upgrade`] takes over when both sides agree on another protocol.
+//! 8. [`flight`] writes down how it ended: [`metrics`], [`access_log`].
+//!
+//! Beside it [`follow`] turns registry events into route tables and acknowledges them, and [`admin`] answers operators.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod access_log;
+mod admin;
+mod answer;
+mod body;
+mod client;
+mod config;
+mod connection;
+mod eject;
+mod flight;
+mod follow;
+mod forward;
+mod headers;
+mod limit;
+mod metrics;
+mod pool;
+mod retry;
+mod route;
+mod shared;
+mod table;
+mod upgrade;
+mod worker;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use model::registry::RegistryReader;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, PortRange};
+
+use shared::Shared;
+
+/// Connections that may wait to be accepted, per worker.
+const BACKLOG: i32 = 4_096;
+
+/// What the gateway needs from others.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    /// Where apps and their endpoints are read.
+    pub registry: Arc<dyn RegistryReader>,
+}
+
+/// The sockets, bound by the caller.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For clients: one per worker thread, `SO_REUSEPORT`, non-blocking; see [`bind`].
+    pub http: Vec<std::net::TcpListener>,
+    /// For operators.
+    pub admin: std::net::TcpListener,
+}
+
+/// Why the gateway could not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A setting that can't be; the text says which, and what would do.
+    #[error("{0}")]
+    Config(String),
+    /// A thread, runtime or socket that could not be set up.
+    #[error("the gateway could not start: {0}")]
+    Start(String),
+    /// A worker ended although it was not told to.
+    #[error("a gateway worker stopped: {0}")]
+    Worker(String),
+}
+
+/// Binds `workers` listeners to one address, among which the kernel spreads connections. With port 0 all get the same
+/// free port.
+///
+/// # Errors
+/// When the address can't be bound.
+pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let mut address = address;
+    let mut listeners = Vec::with_capacity(workers);
+    for _ in 0..workers.max(1) {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        address = listener.local_addr()?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Serves until `shutdown`, then drains: `/ready` answers 503 at once, connections are accepted for `drain_delay_s` more, open
+/// requests and tunnels have `drain_timeout_s` to finish.
+///
+/// # Errors
+/// [`Error`] when the settings are wrong, something can't be set up, or a worker ends by itself.
+pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: CancellationToken) -> Result<(), Error> {
+    if listeners.http.is_empty() {
+        return Err(Error::Config("the gateway needs at least one listener".into()));
+    }
+    let shared = Arc::new(Shared::new(config, listeners.http.len())?);
+    let id = match shared.config.id.as_str() {
+        "" => format!("gw-{:012x}", rand::random::<u64>() & 0xffff_ffff_ffff),
+        id => id.to_owned(),
+    };
+    listeners.admin.set_nonblocking(true).map_err(|e| Error::Start(e.to_string()))?;
+    let admin = tokio::net::TcpListener::from_std(listeners.admin).map_err(|e| Error::Start(e.to_string()))?;
+
+    // Dropped with this future: whatever ends it ends the workers too.
+    let stop = CancellationToken::new();
+    let control = CancellationToken::new();
+    let _stop = stop.clone().drop_guard();
+    let _control = control.clone().drop_guard();
+
+    let mut workers = Vec::new();
+    for (index, listener) in listeners.http.into_iter().enumerate() {
+        workers.push(start(index, &shared, listener, &stop)?);
+    }
+    tracing::info!(gateway = %id, domain = %shared.config.domain, workers = workers.len(), "gateway serves");
+    let mut workers = futures::future::join_all(workers);
+    let following = follow::run(Arc::clone(&shared), deps.registry, id, control.clone());
+    let following = tokio::spawn(following);
+    let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, control.clone()));
+
+    let early = tokio::select! {
+        () = shutdown.cancelled() => None,
+        ended = &mut workers => Some(ended),
+    };
+    let ended = match early {
+        Some(ended) => ended,
+        None => {
+            shared.stopping.store(true, Ordering::Relaxed);
+            tracing::info!("gateway drains");
+            tokio::time::sleep(Duration::from_secs(shared.config.drain_delay_s)).await;
+            stop.cancel();
+            let ended = workers.await;
+            control.cancel();
+            // Both end by the token; the limit is for what can't.
+            let both = async { tokio::join!(following, administering) };
+            let _ = tokio::time::timeout(Duration::from_secs(2), both).await;
+            ended
+        }
+    };
+    for result in ended {
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Error::Worker(error.to_string())),
+            Err(_) => return Err(Error::Worker("its thread panicked".into())),
+        }
+    }
+    Ok(())
+}
+
+/// Starts a worker's thread; the receiver hears how it ended.
+fn start(
+    index: usize,
+    shared: &Arc<Shared>,
+    listener: std::net::TcpListener,
+    stop: &CancellationToken,
+) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
+    let (tell, told) = oneshot::channel();
+    let (shared, stop) = (Arc::clone(shared), stop.clone());
+    std::thread::Builder::new()
+        .name(format!("gateway-{index}"))
+        .spawn(move || {
+            // However a worker ends, also by a panic, the others end with it: half a gateway is worse than none.
+            let _all = stop.clone().drop_guard();
+            // Nobody listens any more when the caller has given up.
+            let _ = tell.send(worker::run(index, shared, listener, &stop));
+        })
+        .map_err(|e| Error::Start(format!("a worker's thread: {e}")))?;
+    Ok(told)
+}

@@ -1,0 +1,94 @@
+//! The access log: one JSON line per request. Workers hand lines to a writing thread through a bounded channel; when it
+//! can't keep up (a full disk, a stuck pipe) lines are dropped and counted, and no request waits.
+
+use std::fs::OpenOptions;
+use std::io::{self, BufWriter, Write};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+
+use serde::Serialize;
+
+use crate::Error;
+
+/// Lines that may wait for the writer.
+const WAITING: usize = 8_192;
+
+/// One request, as logged. Times in microseconds, sizes in bytes of bodies.
+#[derive(Debug, Serialize)]
+pub(crate) struct Line<'a> {
+    pub(crate) ts: model::Timestamp,
+    pub(crate) method: &'a str,
+    pub(crate) host: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) status: u16,
+    pub(crate) app: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) container: &'a str,
+    pub(crate) endpoint: String,
+    pub(crate) attempts: u32,
+    pub(crate) duration_us: u64,
+    pub(crate) upstream_us: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) client: std::net::IpAddr,
+    pub(crate) request_id: &'a str,
+    pub(crate) reason: &'a str,
+}
+
+/// Where lines go.
+#[derive(Clone, Debug)]
+pub(crate) struct AccessLog(SyncSender<Vec<u8>>);
+
+impl AccessLog {
+    /// `off`, `stdout` or a path. The writer ends when the last sender is gone.
+    pub(crate) fn open(target: &str) -> Result<Option<Self>, Error> {
+        let out: Box<dyn Write + Send> = match target {
+            "off" | "" => return Ok(None),
+            "stdout" => Box::new(io::stdout()),
+            path => Box::new(
+                OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .map_err(|e| Error::Config(format!("the access log {path:?} can't be opened: {e}")))?,
+            ),
+        };
+        let (sender, lines) = sync_channel(WAITING);
+        std::thread::Builder::new()
+            .name("access-log".into())
+            .spawn(move || write(&lines, BufWriter::with_capacity(64 * 1024, out)))
+            .map_err(|e| Error::Start(format!("the access log's thread: {e}")))?;
+        Ok(Some(Self(sender)))
+    }
+
+    /// Hands a line over; `false` when it was dropped.
+    pub(crate) fn send(&self, line: &Line<'_>) -> bool {
+        let mut text = Vec::with_capacity(512);
+        if serde_json::to_writer(&mut text, line).is_err() {
+            return false;
+        }
+        text.push(b'\n');
+        match self.0.try_send(text) {
+            Ok(()) => true,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        }
+    }
+}
+
+fn write(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
+    let mut failing = false;
+    while let Ok(first) = lines.recv() {
+        let mut result = out.write_all(&first);
+        while let Ok(line) = lines.try_recv() {
+            result = result.and(out.write_all(&line));
+        }
+        result = result.and(out.flush());
+        match result {
+            Err(error) if !failing => {
+                tracing::warn!(%error, "the access log can't be written; lines are lost until it can");
+                failing = true;
+            }
+            Ok(()) => failing = false,
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The gateway's own answers: each has a reason that a machine can read (`x-caas-reason`), is counted under it, and is a
+//! short page or problem+json, as the client likes. Nothing from the request is ever echoed.
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+
+use crate::body::ResponseBody;
+
+/// Marks an answer as the gateway's own and says why.
+pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-caas-reason");
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $code:literal $status:ident $text:literal),+ $(,)?) => {
+        /// Why the gateway answered by itself.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Reason { $($(#[$doc])* $name),+ }
+
+        impl Reason {
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),+];
+
+            /// Stable name: header value, metric label, log field.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $code),+ }
+            }
+
+            pub(crate) const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status),+ }
+            }
+
+            /// One sentence for people.
+            const fn text(self) -> &'static str {
+                match self { $(Self::$name => $text),+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    BadHost = "bad_host" BAD_REQUEST "The request needs exactly one valid Host.",
+    BadTarget = "bad_target" BAD_REQUEST "The request's target is not one that this gateway serves.",
+    BadFraming = "bad_framing" BAD_REQUEST "The request's Transfer-Encoding is not one that this gateway serves.",
+    BadBody = "bad_body" BAD_REQUEST "The request's body could not be read.",
+    Denied = "denied" FORBIDDEN "Requests from this address are not accepted.",
+    UnknownApp = "unknown_app" NOT_FOUND "There is no app of this name here.",
+    MethodNotAllowed = "method_not_allowed" METHOD_NOT_ALLOWED "This gateway is not a forward proxy.",
+    RequestTimeout = "request_timeout" REQUEST_TIMEOUT "The request did not arrive in time.",
+    BodyTooLarge = "body_too_large" PAYLOAD_TOO_LARGE "The request's body is larger than this app accepts.",
+    RateLimited = "rate_limited" TOO_MANY_REQUESTS "Too many requests; try again later.",
+    BadAnswer = "bad_answer" BAD_GATEWAY "The app's answer could not be understood.",
+    UpstreamClosed = "upstream_closed" BAD_GATEWAY "The app closed the connection without an answer.",
+    ConnectFailed = "connect_failed" BAD_GATEWAY "No instance of the app could be reached.",
+    BadUpgrade = "bad_upgrade" BAD_GATEWAY "The app switched protocols without being asked to.",
+    NoEndpoints = "no_endpoints" SERVICE_UNAVAILABLE "The app has no running instance at the moment.",
+    Overloaded = "overloaded" SERVICE_UNAVAILABLE "The app has too many requests under way.",
+    UpstreamTimeout = "upstream_timeout" GATEWAY_TIMEOUT "The app did not answer in time.",
+}
+
+impl Reason {
+    /// Seconds after which the client may try again.
+    fn retry_after(self) -> Option<u64> {
+        match self {
+            Self::NoEndpoints | Self::Overloaded | Self::RateLimited => Some(1),
+            _ => None,
+        }
+    }
+}
+
+/// The answer for `reason`; `wait` overrides the seconds of Retry-After.
+/// `html`: the client accepts pages.
+pub(crate) fn answer(reason: Reason, html: bool, wait: Option<u64>) -> Response<ResponseBody> {
+    let status = reason.status();
+    let (kind, body) = if html {
+        let title = status.canonical_reason().unwrap_or("Error");
+        let page = format!(
+            "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} {title}</title>\
+             <body style=\"font:16px system-ui;margin:4em auto;max-width:32em\"><h1>{code} {title}</h1><p>{text}</p>\
+             <p><small>{reason}</small></p></body></html>\n",
+            code = status.as_u16(),
+            text = reason.text(),
+            reason = reason.as_str(),
+        );
+        ("text/html; charset=utf-8", page)
+    } else {
+        let problem = format!(
+            "{{\"type\":\"about:blank\",\"title\":\"{}\",\"status\":{},\"code\":\"{}\",\"detail\":\"{}\"}}\n",
+            status.canonical_reason().unwrap_or("Error"),
+            status.as_u16(),
+            reason.as_str(),
+            reason.text(),
+        );
+        ("application/problem+json", problem)
+    };
+    let mut response = Response::new(ResponseBody::own(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    if let Some(seconds) = wait.or(reason.retry_after()) {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if reason == Reason::MethodNotAllowed {
+        let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        headers.insert(header::ALLOW, allowed);
+    }
+    response
+}
+
+/// The whole 408 answer, written when there is no request to answer.
+pub(crate) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-caas-reason: request_timeout\r\n\r\n";
+
+/// The whole answer to a connection above the limits.
+pub(crate) const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\nx-caas-reason: too_many_connections\r\n\r\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_name() {
+        let names: std::collections::BTreeSet<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        assert_eq!(names.len(), Reason::ALL.len());
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+    }
+
+    #[test]
+    fn a_page_for_browsers_and_json_for_the_rest() {
+        let json = answer(Reason::NoEndpoints, false, None);
+        assert_eq!(json.status(), 503);
+        assert_eq!(json.headers()[header::RETRY_AFTER], "1");
+        assert_eq!(json.headers()[REASON_HEADER], "no_endpoints");
+        assert_eq!(json.headers()[header::CONTENT_TYPE], "application/problem+json");
+        let page = answer(Reason::UnknownApp, true, None);
+        assert_eq!(page.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
+        assert!(page.headers().get(header::RETRY_AFTER).is_none());
+    }
+}

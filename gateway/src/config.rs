@@ -1,0 +1,306 @@
+//! Configuration: every setting of the gateway with its default, unit and range. Read once at start; what may change while
+//! running comes from the registry ([`model::AppConfig`]).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+
+/// The gateway's settings; section `[gateway]` of the configuration file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where clients connect. Default `0.0.0.0:8080`. The caller binds it ([`crate::bind`]).
+    pub listen: SocketAddr,
+    /// Where `/live`, `/ready`, `/metrics` and `/routes` are served; never expose it. Default `127.0.0.1:9090`.
+    pub admin: SocketAddr,
+    /// Apps answer at `{app}.{domain}`. Default `localhost`.
+    pub domain: String,
+    /// Name of this gateway in the registry; empty (default): a random one.
+    pub id: String,
+    /// Worker threads, each with its own listener and connections; 0 (default): one per core.
+    pub workers: usize,
+    /// Networks in which endpoints may lie; others are never dialled, whatever the registry says. Default: the private and
+    /// loopback networks (10/8, 172.16/12, 192.168/16, 127/8, fc00::/7, ::1).
+    pub endpoint_cidrs: Vec<IpNet>,
+    /// Ports that endpoints may have. Default `1024-65535`.
+    pub endpoint_ports: PortRange,
+    /// Peers whose X-Forwarded-* and Forwarded headers are believed. Default none.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Client networks refused with 403. Default none.
+    pub deny: Vec<IpNet>,
+    /// File that keeps the last registry copy for a start without the registry. Default none.
+    pub snapshot_file: Option<PathBuf>,
+    /// Milliseconds for a request head to arrive whole, also the first byte of a new connection. 100-600,000, default 10,000.
+    pub header_timeout_ms: u64,
+    /// Seconds that a connection may be idle between requests. 1-86,400, default 75.
+    pub idle_timeout_s: u64,
+    /// Milliseconds without a byte of an unfinished request body. 100-3,600,000, default 30,000.
+    pub body_idle_ms: u64,
+    /// Largest request head in bytes (431 beyond). 1,024-262,144, default 32,768.
+    pub max_head_bytes: usize,
+    /// Most header fields of a request or an answer (431, 502 beyond). 10-1,000, default 100.
+    pub max_head_fields: usize,
+    /// Largest request body in bytes unless the app's configuration says otherwise (413 beyond). Default 104,857,600.
+    pub max_body_bytes: u64,
+    /// Most client connections at once, over all workers. Default 100,000.
+    pub max_connections: usize,
+    /// Most connections of one client address (IPv6: /64) at once; trusted proxies are exempt; 0: any number. Default 10,000.
+    pub max_connections_per_client: u32,
+    /// Most requests under way per app unless its configuration says otherwise (503 beyond). Default 10,000.
+    pub max_in_flight_per_app: u32,
+    /// Client addresses whose request rate is remembered per app with a limit. Default 100,000.
+    pub clients_tracked: u64,
+    /// Milliseconds to connect to an endpoint. 10-60,000, default 1,000.
+    pub connect_timeout_ms: u64,
+    /// Seconds from the sent request to the head of the answer (504 beyond). 1-86,400, default 60.
+    pub response_timeout_s: u64,
+    /// Seconds without a byte of an answer's body. 1-86,400, default 60.
+    pub answer_idle_timeout_s: u64,
+    /// Seconds without a byte through an upgraded connection (WebSocket). 1-604,800, default 3,600.
+    pub tunnel_idle_timeout_s: u64,
+    /// Milliseconds after which no further endpoint is tried for a request. 0-60,000, default 5,000.
+    pub retry_time_ms: u64,
+    /// Seconds that an unused upstream connection is kept; shorter than apps keep theirs. 1-3,600, default 30.
+    pub pool_idle_s: u64,
+    /// Most unused upstream connections kept per endpoint and worker. 1-10,000, default 64.
+    pub pool_per_endpoint: usize,
+    /// Milliseconds after which an idle client connection gives its buffers back; 0: never. Default 2,000.
+    pub park_after_ms: u64,
+    /// Largest read or write buffer of one connection in bytes. 16,384-1,048,576, default 131,072.
+    pub buffer_bytes: usize,
+    /// Seconds that vanished endpoints are held when a resync drops more than half of an app's (or of all). Default 30.
+    pub hold_s: u64,
+    /// Seconds between the start of a shutdown (`/ready` 503) and the end of accepting. 0-3,600, default 2.
+    pub drain_delay_s: u64,
+    /// Seconds that open requests and tunnels have to finish at shutdown. 0-86,400, default 30.
+    pub drain_timeout_s: u64,
+    /// Access log: `off` (default), `stdout`, or the path of a file to append to.
+    pub access_log: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let nets = |texts: &[&str]| texts.iter().filter_map(|t| t.parse().ok()).collect();
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            domain: "localhost".into(),
+            id: String::new(),
+            workers: 0,
+            endpoint_cidrs: nets(&[
+                "10.0.0.0/8",
+                "172.16.0.0/12",
+                "192.168.0.0/16",
+                "127.0.0.0/8",
+                "fc00::/7",
+                "::1/128",
+            ]),
+            endpoint_ports: PortRange {
+                first: 1024,
+                last: u16::MAX,
+            },
+            trusted_proxies: Vec::new(),
+            deny: Vec::new(),
+            snapshot_file: None,
+            header_timeout_ms: 10_000,
+            idle_timeout_s: 75,
+            body_idle_ms: 30_000,
+            max_head_bytes: 32 * 1024,
+            max_head_fields: 100,
+            max_body_bytes: 100 * 1024 * 1024,
+            max_connections: 100_000,
+            max_connections_per_client: 10_000,
+            max_in_flight_per_app: 10_000,
+            clients_tracked: 100_000,
+            connect_timeout_ms: 1_000,
+            response_timeout_s: 60,
+            answer_idle_timeout_s: 60,
+            tunnel_idle_timeout_s: 3_600,
+            retry_time_ms: 5_000,
+            pool_idle_s: 30,
+            pool_per_endpoint: 64,
+            park_after_ms: 2_000,
+            buffer_bytes: 128 * 1024,
+            hold_s: 30,
+            drain_delay_s: 2,
+            drain_timeout_s: 30,
+            access_log: "off".into(),
+        }
+    }
+}
+
+impl Config {
+    /// How many worker threads (and listeners) there are to be.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n.min(1_024),
+        }
+    }
+
+    /// Refuses settings out of range, naming the first.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the setting, its value and what it must be.
+    pub fn check(&self) -> Result<(), Error> {
+        let within = |name: &str, value: u64, least: u64, most: u64| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::Config(format!(
+                    "gateway.{name} = {value} must be between {least} and {most}"
+                )))
+            }
+        };
+        within("header_timeout_ms", self.header_timeout_ms, 100, 600_000)?;
+        within("idle_timeout_s", self.idle_timeout_s, 1, 86_400)?;
+        within("body_idle_ms", self.body_idle_ms, 100, 3_600_000)?;
+        within("max_head_bytes", self.max_head_bytes as u64, 1_024, 262_144)?;
+        within("max_head_fields", self.max_head_fields as u64, 10, 1_000)?;
+        within("max_connections", self.max_connections as u64, 1, 100_000_000)?;
+        within("connect_timeout_ms", self.connect_timeout_ms, 10, 60_000)?;
+        within("response_timeout_s", self.response_timeout_s, 1, 86_400)?;
+        within("answer_idle_timeout_s", self.answer_idle_timeout_s, 1, 86_400)?;
+        within("tunnel_idle_timeout_s", self.tunnel_idle_timeout_s, 1, 604_800)?;
+        within("retry_time_ms", self.retry_time_ms, 0, 60_000)?;
+        within("pool_idle_s", self.pool_idle_s, 1, 3_600)?;
+        within("pool_per_endpoint", self.pool_per_endpoint as u64, 1, 10_000)?;
+        within("buffer_bytes", self.buffer_bytes as u64, 16_384, 1_048_576)?;
+        within("drain_delay_s", self.drain_delay_s, 0, 3_600)?;
+        within("drain_timeout_s", self.drain_timeout_s, 0, 86_400)?;
+        let label = |l: &str| {
+            (1..=63).contains(&l.len())
+                && l.bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        };
+        if self.domain.len() > 200 || !self.domain.split('.').all(label) {
+            return Err(Error::Config(format!(
+                "gateway.domain = {:?} must be a lower-case domain name such as apps.example.com",
+                self.domain
+            )));
+        }
+        if self.id.len() > 64 || !self.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            return Err(Error::Config(format!(
+                "gateway.id = {:?} must be at most 64 of letters, digits, '-', '_' and '.'",
+                self.id
+            )));
+        }
+        Ok(())
+    }
+
+    /// Whether an endpoint at this address may be dialled.
+    pub fn may_dial(&self, address: SocketAddr) -> bool {
+        let ip = plain(address.ip());
+        self.endpoint_ports.contains(address.port()) && self.endpoint_cidrs.iter().any(|net| net.contains(&ip))
+    }
+}
+
+/// The address without the IPv6 wrapping of IPv4 (`::ffff:a.b.c.d`), so that rules for IPv4 hold for it.
+pub(crate) fn plain(ip: IpAddr) -> IpAddr {
+    ip.to_canonical()
+}
+
+/// An inclusive range of ports, in text `first-last` or one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PortRange {
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Whether the port lies in the range.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if 0 < first && first <= last => Ok(Self { first, last }),
+            _ => Err(format!("{text:?} must be a range of ports such as 1024-65535")),
+        }
+    }
+}
+
+impl TryFrom<String> for PortRange {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<PortRange> for String {
+    fn from(range: PortRange) -> String {
+        range.to_string()
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_sound_and_survive_json() {
+        let config = Config::default();
+        assert!(config.check().is_ok());
+        assert_eq!(config.endpoint_cidrs.len(), 6);
+        let text = serde_json::to_string(&config).expect("json");
+        assert_eq!(serde_json::from_str::<Config>(&text).expect("back"), config);
+        assert!(serde_json::from_str::<Config>(r#"{"no_such":1}"#).is_err());
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        let bad = Config {
+            header_timeout_ms: 1,
+            ..Config::default()
+        };
+        let text = bad.check().expect_err("too short").to_string();
+        assert!(text.contains("gateway.header_timeout_ms = 1"), "{text}");
+        for domain in ["", "A.b", "a..b", ".a"] {
+            let bad = Config {
+                domain: domain.into(),
+                ..Config::default()
+            };
+            assert!(bad.check().is_err(), "{domain}");
+        }
+    }
+
+    #[test]
+    fn only_allowed_addresses_are_dialled() {
+        let config = Config::default();
+        let may = |text: &str| config.may_dial(text.parse().expect("address"));
+        for good in ["10.1.2.3:20000", "127.0.0.1:1024", "[::1]:8080", "[::ffff:10.0.0.1]:8080"] {
+            assert!(may(good), "{good}");
+        }
+        for bad in ["169.254.169.254:8080", "10.1.2.3:80", "8.8.8.8:8080", "[2001:db8::1]:8080", "0.0.0.0:8080"] {
+            assert!(!may(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn port_ranges() {
+        assert_eq!("80".parse::<PortRange>().expect("one").to_string(), "80-80");
+        for bad in ["", "0-5", "9-5", "a-b", "1-99999", "1-2-3"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+}

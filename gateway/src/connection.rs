@@ -1,0 +1,163 @@
+//! One client connection from accept to close: requests one after the other, its time limits, idle parking, and the hand-over
+//! to a tunnel.
+
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::answer;
+use crate::client::{Client, Socket, Verdict, Watch};
+use crate::forward;
+use crate::upgrade::{self, Tunnel};
+use crate::worker::Worker;
+
+/// Most bytes, and longest time, that are read away after an answer that did not wait for its request.
+const LINGER: (usize, Duration) = (1024 * 1024, Duration::from_secs(2));
+
+/// How a stretch of serving ended.
+enum Done {
+    Closed,
+    /// Idle: the socket, and bytes already read.
+    Parked(TcpStream, Bytes),
+    Tunnel(TcpStream, Bytes, Tunnel),
+}
+
+/// Serves the connection until it closes.
+pub(crate) async fn run(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream) {
+    let mut held = (stream, Bytes::new());
+    loop {
+        // Boxed, so that a parked connection does not keep the space that serving needs.
+        match Box::pin(serve(worker, client, held.0, held.1)).await {
+            Done::Closed => return,
+            Done::Tunnel(stream, before, tunnel) => {
+                return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
+            }
+            Done::Parked(stream, before) => {
+                if before.is_empty() && !parked(worker, &stream).await {
+                    return;
+                }
+                client.head_begun.set(!before.is_empty());
+                held = (stream, before);
+            }
+        }
+    }
+}
+
+/// Waits, holding nothing but the socket, until the client sends something; `false` when it is time to close.
+async fn parked(worker: &Rc<Worker>, stream: &TcpStream) -> bool {
+    worker.stats().parked.add(1);
+    let parked_for = worker.limits.park.unwrap_or_default();
+    let left = worker.limits.idle.saturating_sub(parked_for);
+    let woken = tokio::select! {
+        biased;
+        () = worker.drain.cancelled() => false,
+        readable = stream.readable() => readable.is_ok(),
+        () = tokio::time::sleep(left) => false,
+    };
+    worker.stats().parked.sub(1);
+    woken
+}
+
+async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, before: Bytes) -> Done {
+    let socket = Socket::new(stream, before, Rc::clone(client));
+    let service = {
+        let (worker, client) = (Rc::clone(worker), Rc::clone(client));
+        service_fn(move |request| forward::serve(Rc::clone(&worker), Rc::clone(&client), request))
+    };
+    let mut connection = worker.front.serve_connection(TokioIo::new(socket), service);
+    let mut watch = Watch::new(Instant::now());
+    let mut timer = pin!(tokio::time::sleep(worker.tick));
+    let mut drain = pin!(worker.drain.cancelled());
+    let mut listens = false;
+    let mut draining = false;
+
+    // The hot path is one poll of hyper and one of the timer. `Some` is hyper's own end, `None` a verdict of the timer.
+    let ended = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready((Some(result), Verdict::Wait));
+            }
+            if !listens {
+                // Polled once, so that the drain wakes this task; whether it has come, the flag tells.
+                listens = true;
+                let _ = drain.as_mut().poll(cx);
+            }
+            if worker.draining.get() && !draining {
+                draining = true;
+                Pin::new(&mut connection).graceful_shutdown();
+                continue;
+            }
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            timer.as_mut().reset((now + worker.tick).into());
+            match watch.look(client, &worker.limits, now) {
+                Verdict::Wait => {}
+                // The request answers 408 or 504 by itself on its next poll.
+                Verdict::Expire => client.expired.set(true),
+                verdict => return Poll::Ready((None, verdict)),
+            }
+        }
+    })
+    .await;
+
+    let parts = connection.into_parts();
+    let (stream, unread) = parts.io.into_inner().into_parts();
+    let read = parts.read_buf;
+    match ended {
+        (Some(Ok(())), _) => {
+            if let Some(tunnel) = client.tunnel.borrow_mut().take() {
+                return Done::Tunnel(stream, read, tunnel);
+            }
+            if client.linger.get() {
+                linger(stream).await;
+            }
+            Done::Closed
+        }
+        (Some(Err(error)), _) => {
+            if error.is_parse() {
+                // hyper has answered with 400, 414 or 431.
+                worker.stats().bad_heads.add(1);
+                linger(stream).await;
+            }
+            Done::Closed
+        }
+        (None, Verdict::Park) => Done::Parked(stream, if read.is_empty() { unread } else { read }),
+        (None, Verdict::HeadTimeout) => {
+            // Who has sent nothing is not waiting for an answer.
+            if !read.is_empty() && stream.try_write(answer::TIMED_OUT).is_ok() {
+                linger(stream).await;
+            }
+            Done::Closed
+        }
+        (None, _) => Done::Closed,
+    }
+}
+
+/// Closes our side and reads away what still comes: closing with unread bytes would make the client's stack discard the answer.
+async fn linger(mut stream: TcpStream) {
+    if stream.shutdown().await.is_err() {
+        return;
+    }
+    let mut buffer = vec![0; 16 * 1024];
+    let read_away = async {
+        let mut left = LINGER.0;
+        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+            left = left.saturating_sub(n);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever has not closed by then is cut off.
+    let _ = tokio::time::timeout(LINGER.1, read_away).await;
+}

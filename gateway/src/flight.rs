@@ -1,0 +1,195 @@
+//! One request's record, from its head to the last byte of its answer: what it holds (endpoint, upstream connection)
+//! and what is written down when it ends. It ends exactly once, however the request ends.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, Method, Uri};
+
+use crate::access_log::Line;
+use crate::answer::Reason;
+use crate::body::BodyState;
+use crate::client::Client;
+use crate::eject::Entered;
+use crate::pool::Sender;
+use crate::table::App;
+use crate::worker::Worker;
+
+/// What only the access log wants to know.
+#[derive(Debug)]
+pub(crate) struct LogFields {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) host: Option<HeaderValue>,
+    pub(crate) request_id: Option<HeaderValue>,
+}
+
+/// One request under way.
+pub(crate) struct Flight {
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    pub(crate) started: Instant,
+    /// Who asks; behind a trusted proxy not the peer.
+    pub(crate) ip: IpAddr,
+    /// The app, counted as having this request.
+    app: Option<Arc<App>>,
+    entered: Option<Entered>,
+    /// The upstream connection that answers.
+    sender: Option<Sender>,
+    /// The answer came whole: the connection may be used again.
+    whole: bool,
+    /// The answer broke off on the endpoint's side.
+    pub(crate) cut: bool,
+    /// 0 until there is an answer.
+    pub(crate) status: u16,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) attempts: u32,
+    /// From the choice of the last endpoint to its answer's head.
+    pub(crate) upstream: Duration,
+    pub(crate) bytes_out: u64,
+    pub(crate) body: Option<Rc<BodyState>>,
+    pub(crate) log: Option<Box<LogFields>>,
+}
+
+impl Flight {
+    pub(crate) fn new(worker: Rc<Worker>, client: Rc<Client>, started: Instant) -> Box<Self> {
+        Box::new(Self {
+            ip: client.ip,
+            worker,
+            client,
+            started,
+            app: None,
+            entered: None,
+            sender: None,
+            whole: false,
+            cut: false,
+            status: 0,
+            reason: None,
+            attempts: 0,
+            upstream: Duration::ZERO,
+            bytes_out: 0,
+            body: None,
+            log: None,
+        })
+    }
+
+    /// Counts the request for its app; `false` when the app has too many under way (it is counted even then, until the end).
+    pub(crate) fn belongs_to(&mut self, app: Arc<App>) -> bool {
+        let before = app.shared.in_flight.fetch_add(1, Ordering::Relaxed);
+        let fits = before < app.settings.max_in_flight;
+        self.app = Some(app);
+        fits
+    }
+
+    /// Holds the endpoint in place of the one before.
+    pub(crate) fn hold(&mut self, entered: Entered) {
+        self.entered = Some(entered);
+    }
+
+    /// The endpoint that the request is at.
+    pub(crate) fn entered(&self) -> Option<&Entered> {
+        self.entered.as_ref()
+    }
+
+    /// Lets go of the endpoint: nothing of the request is there any more.
+    pub(crate) fn leave(&mut self) {
+        self.entered = None;
+    }
+
+    /// Keeps the upstream connection until the answer's end.
+    pub(crate) fn keep(&mut self, sender: Sender) {
+        self.sender = Some(sender);
+    }
+
+    /// The answer came whole.
+    pub(crate) fn upstream_done(&mut self) {
+        self.whole = true;
+    }
+
+    /// How long a tunnel of this app may be without a byte.
+    pub(crate) fn tunnel_idle(&self) -> Duration {
+        self.app.as_ref().map_or(Duration::from_secs(60), |a| a.settings.tunnel_idle)
+    }
+
+    pub(crate) fn client(&self) -> &Rc<Client> {
+        &self.client
+    }
+
+    pub(crate) fn worker(&self) -> &Rc<Worker> {
+        &self.worker
+    }
+
+    fn write_line(&self, fields: &LogFields, duration: Duration) {
+        let Some(log) = &self.worker.shared.log else { return };
+        let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let text = |v: &Option<HeaderValue>| {
+            v.as_ref()
+                .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+                .unwrap_or_default()
+        };
+        let at = self.entered.as_ref().map(|e| Arc::clone(e.endpoint()));
+        let (host, request_id) = (text(&fields.host), text(&fields.request_id));
+        let line = Line {
+            ts: model::Timestamp::now(),
+            method: fields.method.as_str(),
+            host: &host,
+            path: fields.uri.path_and_query().map_or("", |p| p.as_str()),
+            status: self.status,
+            app: self.app.as_ref().map_or("", |a| a.shared.id.as_str()),
+            version: at.as_ref().map_or("", |e| e.key.version.as_str()),
+            container: at.as_ref().map_or("", |e| e.key.container.as_str()),
+            endpoint: at.as_ref().map(|e| e.address.to_string()).unwrap_or_default(),
+            attempts: self.attempts,
+            duration_us: micros(duration),
+            upstream_us: micros(self.upstream),
+            bytes_in: self.body.as_ref().map_or(0, |b| b.bytes.get()),
+            bytes_out: self.bytes_out,
+            client: self.ip,
+            request_id: &request_id,
+            reason: match self.reason {
+                Some(reason) => reason.as_str(),
+                None if self.status == 0 => "client_gone",
+                None if self.cut => "answer_cut",
+                None => "",
+            },
+        };
+        if !log.send(&line) {
+            self.worker.stats().log_dropped.add(1);
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let duration = now.saturating_duration_since(self.started);
+        let worker = &self.worker;
+        let stats = worker.stats();
+        stats.codes[usize::from(self.status).min(599)].add(1);
+        if let Some(reason) = self.reason {
+            stats.reasons[reason as usize].add(1);
+        }
+        let counters = match &self.app {
+            Some(app) => app.shared.stats().of(worker.index),
+            None => worker.shared.unknown.of(worker.index),
+        };
+        counters.classes[usize::from(self.status / 100).min(5)].add(1);
+        counters.duration.observe(duration);
+        if !self.upstream.is_zero() {
+            counters.upstream.observe(self.upstream);
+        }
+        if let Some(fields) = self.log.take() {
+            self.write_line(&fields, duration);
+        }
+        if let (true, Some(sender), Some(entered)) = (self.whole, self.sender.take(), &self.entered) {
+            worker.keep(entered.endpoint().id, sender, now);
+        }
+        if let Some(app) = &self.app {
+            app.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.client.end();
+    }
+}

@@ -1,0 +1,514 @@
+//! From registry events to route tables. The follower is the only writer of the table; it acknowledges what it has applied,
+//! holds endpoints that vanish in a suspicious mass, and keeps the snapshot file. Nothing here is on a request's path.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt as _, StreamExt as _};
+use model::registry::{
+    Acknowledgement, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot, SnapshotFile,
+};
+use model::{AppConfig, AppId, ContainerId, Version};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::eject::Endpoint;
+use crate::shared::Shared;
+use crate::table::{App, AppShared, Settings, Table};
+
+/// Between acknowledgements, and between looks at what drains.
+const PACE: Duration = Duration::from_millis(20);
+/// How long to wait for the registry before the snapshot file is used.
+const FILE_AFTER: Duration = Duration::from_secs(1);
+/// Least time between two writes of the snapshot file.
+const FILE_PACE: Duration = Duration::from_secs(1);
+/// Largest snapshot file that is read.
+const FILE_MOST: u64 = 1 << 30;
+
+/// What is known of one app.
+struct Entry {
+    shared: Arc<AppShared>,
+    settings: Arc<Settings>,
+    configured: bool,
+    endpoints: BTreeMap<(Version, ContainerId), Arc<Endpoint>>,
+    /// Custom domains that it claims.
+    domains: Vec<Box<str>>,
+}
+
+/// The registry copy from which tables are made.
+pub(crate) struct Follower {
+    shared: Arc<Shared>,
+    apps: HashMap<AppId, Entry, ahash::RandomState>,
+    /// Who claims each custom domain; the first one has it.
+    claims: HashMap<Box<str>, Vec<AppId>, ahash::RandomState>,
+    /// Apps, and domains, that the next table must take anew.
+    touched: HashSet<AppId>,
+    touched_domains: HashSet<Box<str>>,
+    /// Taken out of the table with the next publication, and until nothing is under way there.
+    leaving: Vec<Arc<Endpoint>>,
+    unmarked: usize,
+    /// Vanished without an explicit withdrawal, and until when they are held.
+    held: HashMap<EntryKey, Instant>,
+    revision: RegistryRevision,
+    /// A snapshot of the registry itself has come (a file is none).
+    heard: bool,
+    changed: bool,
+}
+
+impl Follower {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            apps: HashMap::default(),
+            claims: HashMap::default(),
+            touched: HashSet::new(),
+            touched_domains: HashSet::new(),
+            leaving: Vec::new(),
+            unmarked: 0,
+            held: HashMap::new(),
+            revision: RegistryRevision::default(),
+            heard: false,
+            changed: false,
+        }
+    }
+
+    fn entry(&mut self, app: &AppId) -> &mut Entry {
+        let shared = &self.shared;
+        self.touched.insert(app.clone());
+        self.apps.entry(app.clone()).or_insert_with(|| Entry {
+            shared: Arc::new(AppShared::new(app.clone(), shared.workers.len())),
+            settings: Arc::new(Settings::new(AppConfig::default(), &shared.config)),
+            configured: false,
+            endpoints: BTreeMap::new(),
+            domains: Vec::new(),
+        })
+    }
+
+    fn put(&mut self, key: EntryKey, endpoint: model::Endpoint, again: bool) {
+        self.held.remove(&key);
+        if !self.shared.config.may_dial(endpoint.0) {
+            self.shared.registry.refused.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(app = %key.app, container = %key.container, endpoint = %endpoint.0,
+                "endpoint outside the allowed addresses or ports is never dialled");
+            return self.remove(&key);
+        }
+        let place = (key.version.clone(), key.container.clone());
+        let known = self.apps.get(&key.app).and_then(|entry| entry.endpoints.get(&place));
+        if let Some(old) = known.filter(|old| old.address == endpoint.0) {
+            // Said again on purpose: whoever says so knows that it is well.
+            if again {
+                old.worked();
+            }
+            return;
+        }
+        let new = Arc::new(Endpoint::new(key.clone(), endpoint.0));
+        if let Some(old) = self.entry(&key.app).endpoints.insert(place, new) {
+            self.leaving.push(old);
+        }
+    }
+
+    fn remove(&mut self, key: &EntryKey) {
+        self.held.remove(key);
+        let place = (key.version.clone(), key.container.clone());
+        if !self.apps.get(&key.app).is_some_and(|e| e.endpoints.contains_key(&place)) {
+            return;
+        }
+        if let Some(old) = self.entry(&key.app).endpoints.remove(&place) {
+            self.leaving.push(old);
+        }
+    }
+
+    fn configure(&mut self, app: &AppId, config: Option<AppConfig>) {
+        let known = self.apps.get(app);
+        match (&config, known) {
+            (Some(config), Some(e)) if e.configured && e.settings.config == *config => return,
+            (None, None) => return,
+            (None, Some(e)) if !e.configured => return,
+            _ => {}
+        }
+        let configured = config.is_some();
+        let config = config.unwrap_or_default();
+        let under = format!(".{}", self.shared.config.domain);
+        let domains: Vec<Box<str>> = config
+            .domains
+            .iter()
+            // Names under the gateway's own domain belong to the apps of those names, whoever claims them.
+            .filter(|d| d.contains('.') && !d.ends_with(&under) && **d != self.shared.config.domain)
+            .map(|d| d.to_ascii_lowercase().into_boxed_str())
+            .collect();
+        let settings = Arc::new(Settings::new(config, &self.shared.config));
+        let entry = self.entry(app);
+        entry.settings = settings;
+        entry.configured = configured;
+        let old = std::mem::replace(&mut entry.domains, domains.clone());
+        for domain in old.iter().filter(|d| !domains.contains(d)) {
+            if let Some(claims) = self.claims.get_mut(domain) {
+                claims.retain(|a| a != app);
+            }
+            self.touched_domains.insert(domain.clone());
+        }
+        for domain in domains {
+            let claims = self.claims.entry(domain.clone()).or_default();
+            if !claims.contains(app) {
+                claims.push(app.clone());
+            }
+            self.touched_domains.insert(domain);
+        }
+    }
+
+    /// Takes the whole registry, holding what vanishes in a mass.
+    fn resync(&mut self, snapshot: RegistrySnapshot, guard: bool, now: Instant) {
+        let mut gone: Vec<EntryKey> = Vec::new();
+        let mut suspicious: HashSet<AppId> = HashSet::new();
+        let (mut all, mut all_gone) = (0, 0);
+        for entry in self.apps.values() {
+            let before = gone.len();
+            gone.extend(entry.endpoints.values().map(|e| e.key.clone()).filter(|k| !snapshot.endpoints.contains_key(k)));
+            let missing = gone.len() - before;
+            all += entry.endpoints.len();
+            all_gone += missing;
+            if missing * 2 > entry.endpoints.len() {
+                suspicious.insert(entry.shared.id.clone());
+            }
+        }
+        let mass = all_gone * 2 > all;
+        // An address that now belongs to another container is never held: its answers would be another app's.
+        let taken: HashSet<_> = snapshot.endpoints.values().map(|e| e.0).collect();
+        let mut held = 0usize;
+        for key in gone {
+            let address = self.apps.get(&key.app).and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
+            let stolen = address.is_some_and(|e| taken.contains(&e.address));
+            if guard && !stolen && (mass || suspicious.contains(&key.app)) {
+                let until = now + Duration::from_secs(self.shared.config.hold_s);
+                self.held.entry(key).or_insert(until);
+                held += 1;
+            } else {
+                self.remove(&key);
+            }
+        }
+        if held > 0 {
+            tracing::warn!(held, of = all, "endpoints vanished in a mass without being withdrawn; they are held for a while");
+        }
+        let unconfigured: Vec<AppId> = self
+            .apps
+            .values()
+            .filter(|e| e.configured && !snapshot.configs.contains_key(&e.shared.id))
+            .map(|e| e.shared.id.clone())
+            .collect();
+        for app in unconfigured {
+            self.configure(&app, None);
+        }
+        for (app, config) in snapshot.configs {
+            self.configure(&app, Some(config));
+        }
+        for (key, endpoint) in snapshot.endpoints {
+            self.put(key, endpoint, false);
+        }
+        self.revision = snapshot.revision;
+    }
+
+    /// Takes one event; tables change with [`Follower::publish`].
+    pub(crate) fn hear(&mut self, event: RegistryEvent, now: Instant) {
+        let status = &self.shared.registry;
+        match event {
+            RegistryEvent::Snapshot(snapshot) => {
+                status.snapshots.fetch_add(1, Ordering::Relaxed);
+                if status.stale_since.swap(0, Ordering::Relaxed) != 0 {
+                    tracing::info!(revision = snapshot.revision.0, "the registry is back");
+                }
+                self.resync(snapshot, true, now);
+                self.heard = true;
+                self.changed = true;
+                self.shared.registry.loaded.store(true, Ordering::Relaxed);
+            }
+            RegistryEvent::Changes { changes, revision } => {
+                status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
+                for change in changes {
+                    match change {
+                        RegistryChange::Put(key, endpoint) => self.put(key, endpoint, true),
+                        RegistryChange::Remove(key) => self.remove(&key),
+                        RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
+                        RegistryChange::ConfigRemove(app) => {
+                            self.configure(&app, None);
+                            // Removed on purpose: without endpoints the app is forgotten, and its host unknown again.
+                            if self.apps.get(&app).is_some_and(|e| e.endpoints.is_empty()) {
+                                self.apps.remove(&app);
+                                self.touched.insert(app);
+                            }
+                        }
+                    }
+                }
+                self.revision = revision;
+                self.changed = true;
+            }
+            RegistryEvent::Disconnected(reason) => {
+                let now = self.shared.clock.millis(now);
+                let was = status.stale_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+                if was.is_ok() {
+                    tracing::warn!(%reason, "the registry is out of reach; serving the last copy");
+                }
+            }
+        }
+    }
+
+    /// Puts a snapshot file in place of a registry that is not there.
+    fn load(&mut self, snapshot: RegistrySnapshot, now: Instant) {
+        self.resync(snapshot, false, now);
+        self.changed = true;
+        self.shared.registry.loaded.store(true, Ordering::Relaxed);
+    }
+
+    /// Makes requests obey everything heard so far.
+    pub(crate) fn publish(&mut self) {
+        let mut changes: Vec<(Box<str>, Option<Arc<App>>)> = Vec::new();
+        let mut fresh: HashMap<AppId, Arc<App>> = HashMap::new();
+        for id in self.touched.drain() {
+            let app = self.apps.get(&id).map(|entry| {
+                Arc::new(App {
+                    shared: Arc::clone(&entry.shared),
+                    settings: Arc::clone(&entry.settings),
+                    configured: entry.configured,
+                    endpoints: entry.endpoints.values().cloned().collect(),
+                })
+            });
+            if let (Some(app), Some(entry)) = (&app, self.apps.get(&id)) {
+                fresh.insert(id.clone(), Arc::clone(app));
+                self.touched_domains.extend(entry.domains.iter().cloned());
+            }
+            changes.push((id.as_str().into(), app));
+        }
+        let old = self.shared.table.load();
+        for domain in self.touched_domains.drain() {
+            let owner = self.claims.get(&domain).and_then(|claims| claims.first());
+            let app = owner.and_then(|id| fresh.get(id).or_else(|| old.get(id.as_str())).cloned());
+            if owner.is_none() {
+                self.claims.remove(&domain);
+            }
+            changes.push((domain, app));
+        }
+        if !changes.is_empty() {
+            self.shared.table.store(Arc::new(old.with(changes)));
+        }
+        // Only now: a request that still sees the old table finds the mark and reads the new one. See `Endpoint::enter` for why
+        // none slips through between.
+        for endpoint in &self.leaving[self.unmarked..] {
+            endpoint.withdraw();
+        }
+        self.unmarked = self.leaving.len();
+        self.shared.registry.revision.store(self.revision.0, Ordering::Relaxed);
+        self.shared.registry.held.store(self.held.len() as u64, Ordering::Relaxed);
+    }
+
+    /// Lets go of what has drained, and of held endpoints whose time is over or which refuse connections. `true` when there is
+    /// something left to look after.
+    pub(crate) fn tidy(&mut self, now: Instant) -> bool {
+        self.leaving.retain(|e| e.in_flight() > 0);
+        self.unmarked = self.leaving.len();
+        let over: Vec<EntryKey> = self
+            .held
+            .iter()
+            .filter(|(key, until)| {
+                let endpoint = self.apps.get(&key.app).and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
+                **until <= now || endpoint.is_none_or(|e| e.failures() > 0)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &over {
+            self.remove(key);
+        }
+        if !over.is_empty() {
+            self.changed = true;
+            self.publish();
+        }
+        !(self.leaving.is_empty() && self.held.is_empty())
+    }
+
+    /// What may be told to the writer; `None` before the registry has spoken.
+    pub(crate) fn acknowledgement(&self) -> Option<Acknowledgement> {
+        // A held endpoint still gets requests: its container must not be stopped as if it were drained.
+        let busy = self.leaving.iter().filter(|e| e.in_flight() > 0).map(|e| &e.key.container);
+        let draining: std::collections::BTreeSet<_> = busy.chain(self.held.keys().map(|k| &k.container)).cloned().collect();
+        self.heard.then(|| Acknowledgement {
+            applied: self.revision,
+            draining: draining.into_iter().collect(),
+        })
+    }
+}
+
+/// Follows the registry until `stop`.
+pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, id: String, stop: CancellationToken) {
+    let mut follower = Follower::new(Arc::clone(&shared));
+    let (tell, told) = watch::channel(None);
+    let acknowledging = tokio::spawn(acknowledge(Arc::clone(&registry), id, told));
+    let mut events = registry.follow();
+    let mut file = shared.config.snapshot_file.clone().map(File::new);
+    let mut file_at = Some(Instant::now() + FILE_AFTER);
+    let mut busy = false;
+    loop {
+        let pause = if busy { PACE } else { Duration::from_millis(500) };
+        tokio::select! {
+            () = stop.cancelled() => break,
+            event = events.next() => match event {
+                Some(event) => {
+                    let now = Instant::now();
+                    let gone = matches!(event, RegistryEvent::Disconnected(_));
+                    follower.hear(event, now);
+                    // Whatever is there already becomes one table; nothing waits for more.
+                    for _ in 0..10_000 {
+                        match events.next().now_or_never() {
+                            Some(Some(event)) => follower.hear(event, now),
+                            _ => break,
+                        }
+                    }
+                    follower.publish();
+                    shared.registry.propagation.observe(now.elapsed());
+                    if gone && file_at.is_some() {
+                        file_at = Some(now);
+                    }
+                }
+                None => {
+                    follower.hear(RegistryEvent::Disconnected("the registry's reader has ended".into()), Instant::now());
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    events = registry.follow();
+                }
+            },
+            () = tokio::time::sleep(pause) => {}
+        }
+        let now = Instant::now();
+        if follower.heard {
+            file_at = None;
+        } else if file_at.is_some_and(|at| at <= now) {
+            file_at = None;
+            if let Some(snapshot) = read_file(shared.config.snapshot_file.as_deref()).await {
+                tracing::warn!(revision = snapshot.revision.0, "the registry is not there; serving the snapshot file");
+                follower.load(snapshot, now);
+                follower.publish();
+            }
+        }
+        busy = follower.tidy(now);
+        let ack = follower.acknowledgement();
+        let resynced = std::mem::take(&mut follower.changed);
+        tell.send_if_modified(|told| {
+            let new = *told != ack || (resynced && ack.is_some());
+            told.clone_from(&ack);
+            new
+        });
+        if let Some(file) = &mut file {
+            file.keep(&shared, resynced && follower.heard, now);
+        }
+    }
+    acknowledging.abort();
+}
+
+/// Tells the writer, at most every 20 ms, and again until it has heard.
+async fn acknowledge(registry: Arc<dyn RegistryReader>, id: String, mut told: watch::Receiver<Option<Acknowledgement>>) {
+    let mut pause = PACE;
+    while told.changed().await.is_ok() {
+        loop {
+            let ack = told.borrow_and_update().clone();
+            let Some(ack) = ack else { break };
+            let limit = Duration::from_secs(5);
+            match tokio::time::timeout(limit, registry.acknowledge(&id, &ack)).await {
+                Ok(Ok(())) => {
+                    pause = PACE;
+                    break;
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "the acknowledgement did not get through"),
+                Err(_) => tracing::debug!("the acknowledgement did not get through in time"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_secs(1));
+        }
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+/// The snapshot file's keeper.
+struct File {
+    path: PathBuf,
+    dirty: bool,
+    next: Instant,
+    writing: Option<tokio::task::JoinHandle<Duration>>,
+}
+
+impl File {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            dirty: false,
+            next: Instant::now(),
+            writing: None,
+        }
+    }
+
+    fn keep(&mut self, shared: &Shared, changed: bool, now: Instant) {
+        self.dirty |= changed;
+        if let Some(writing) = &mut self.writing {
+            match writing.now_or_never() {
+                Some(took) => {
+                    // A big registry is written more rarely, so that writing takes at most a tenth of the time.
+                    self.next = now + FILE_PACE.max(took.unwrap_or_default() * 10);
+                    self.writing = None;
+                }
+                None => return,
+            }
+        }
+        if self.dirty && now >= self.next {
+            self.dirty = false;
+            let (path, table, revision) = (self.path.clone(), shared.table.load_full(), shared.registry.revision.load(Ordering::Relaxed));
+            self.writing = Some(tokio::task::spawn_blocking(move || {
+                let start = Instant::now();
+                if let Err(error) = write_file(&path, &table, RegistryRevision(revision)) {
+                    tracing::warn!(%error, path = %path.display(), "the snapshot file can't be written");
+                }
+                start.elapsed()
+            }));
+        }
+    }
+}
+
+fn write_file(path: &Path, table: &Table, revision: RegistryRevision) -> std::io::Result<()> {
+    let mut file = SnapshotFile {
+        revision,
+        ..SnapshotFile::default()
+    };
+    for (_, app) in table.iter().filter(|(key, _)| !key.contains('.')) {
+        if app.configured {
+            file.configs.insert(app.shared.id.clone(), app.settings.config.clone());
+        }
+        for e in &app.endpoints {
+            let versions = file.endpoints.entry(e.key.app.clone()).or_default();
+            let containers = versions.entry(e.key.version.clone()).or_default();
+            containers.insert(e.key.container.clone(), model::Endpoint(e.address));
+        }
+    }
+    let beside = path.with_extension("tmp");
+    let out = std::fs::File::create(&beside)?;
+    let mut out = std::io::BufWriter::new(out);
+    serde_json::to_writer(&mut out, &file)?;
+    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    std::fs::rename(&beside, path)
+}
+
+async fn read_file(path: Option<&Path>) -> Option<RegistrySnapshot> {
+    let path = path?.to_owned();
+    let read = move || -> Result<SnapshotFile, String> {
+        let size = std::fs::metadata(&path).map_err(|e| e.to_string())?.len();
+        if size > FILE_MOST {
+            return Err(format!("{size} bytes are too many"));
+        }
+        let file = std::fs::File::open(&path).map_err(|e| e.to_string())?;
+        serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| e.to_string())
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(Ok(file)) => Some(file.into()),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the snapshot file can't be read");
+            None
+        }
+        Err(_) => None,
+    }
+}

@@ -1,0 +1,428 @@
+//! One request, from its head to the head of its answer: route, limits, the endpoint, the answer, and further endpoints when
+//! one fails. The order of the steps is the order of the lines in [`admit`] and [`attempt`].
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Uri, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::answer::{self, Reason};
+use crate::body::{Progress, RequestBody, ResponseBody};
+use crate::client::{Client, Phase};
+use crate::flight::{Flight, LogFields};
+use crate::pool::Sender;
+use crate::retry::{self, Copy};
+use crate::route::{self, Target};
+use crate::table::{App, Tried};
+use crate::upgrade::Tunnel;
+use crate::worker::Worker;
+use crate::headers;
+
+/// An answer of the gateway's own instead of an app's.
+struct Refusal {
+    reason: Reason,
+    /// Seconds until the client may come again, where they are known.
+    wait: Option<u64>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, wait: None }
+    }
+}
+
+/// A request that may go to its app.
+struct Admitted {
+    app: Arc<App>,
+    version: Option<Box<str>>,
+    request: Request<RequestBody>,
+    repeatable: bool,
+    /// The client asked for another protocol.
+    upgrade: bool,
+}
+
+/// Answers one request; never fails.
+pub(crate) async fn serve(worker: Rc<Worker>, client: Rc<Client>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+    let started = Instant::now();
+    client.begin();
+    let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&client), started);
+    let mut html = false;
+    let outcome = match admit(&mut flight, request, &mut html) {
+        Ok(admitted) => attempt(&mut flight, admitted).await,
+        Err(refusal) => Err(refusal),
+    };
+    let mut response = match outcome {
+        Ok(response) => response,
+        Err(Refusal { reason, wait }) => {
+            // No endpoint, or one that is no part of the answer any more: the request counts there no longer.
+            flight.leave();
+            flight.reason = Some(reason);
+            answer::answer(reason, html, wait)
+        }
+    };
+    client.phase.set(Phase::Answering);
+    flight.status = response.status().as_u16();
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let idle = flight.tunnel_idle();
+        let upgraded = hyper::upgrade::on(&mut response);
+        *client.tunnel.borrow_mut() = Some(Tunnel { upgraded, flight, idle });
+        *response.body_mut() = ResponseBody::own(Bytes::new());
+    } else {
+        response.body_mut().carry(flight);
+    }
+    Ok(response)
+}
+
+/// Everything that is decided before an endpoint is asked.
+fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Result<Admitted, Refusal> {
+    let (mut parts, body) = request.into_parts();
+    let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
+    let shared = &worker.shared;
+    // What comes after an answer that did not wait for the body is no request.
+    client.linger.set(!body.is_end_stream());
+
+    let seen = headers::inspect(&parts.headers);
+    *html = seen.html;
+    let given_id = seen.request_id.filter(|v| headers::sound_id(v));
+    let made_id = given_id.is_none().then(|| worker.request_id());
+    if shared.log.is_some() {
+        flight.log = Some(Box::new(LogFields {
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            host: seen.host.cloned(),
+            request_id: made_id.clone().or_else(|| given_id.cloned()),
+        }));
+    }
+    if parts.method == Method::CONNECT {
+        return Err(Reason::MethodNotAllowed.into());
+    }
+    if seen.strange_encoding {
+        return Err(Reason::BadFraming.into());
+    }
+    let (host, absolute) = match (seen.hosts, seen.host) {
+        (1, Some(host)) => match authority(&parts.uri, &parts.method)? {
+            Some(authority) => (authority, true),
+            None => (host.clone(), false),
+        },
+        _ => return Err(Reason::BadHost.into()),
+    };
+
+    if client.trusted
+        && let Some(ip) = headers::client_behind(&parts.headers, &shared.trusted)
+    {
+        flight.ip = ip;
+    }
+    if shared.deny.contains(flight.ip) {
+        return Err(Reason::Denied.into());
+    }
+
+    let mut scratch = [0; 254];
+    let name = route::name(host.as_bytes(), &mut scratch).map_err(|_| Reason::BadHost)?;
+    let (key, version) = match route::target(name, &shared.config.domain) {
+        Target::App(app) => (app, None),
+        Target::Version { version, app } => (app, Some(version.into())),
+        Target::Domain(domain) if domain.contains('.') => (domain, None),
+        Target::Domain(_) => return Err(Reason::UnknownApp.into()),
+    };
+    let app = worker.app(key).ok_or(Reason::UnknownApp)?;
+    let settings = Arc::clone(&app.settings);
+
+    let fits = flight.belongs_to(Arc::clone(&app));
+    if settings.deny.contains(flight.ip) {
+        return Err(Reason::Denied.into());
+    }
+    if !fits {
+        return Err(Reason::Overloaded.into());
+    }
+    if let Some(limiter) = &settings.limiter
+        && let Err(wait) = limiter.check(flight.ip)
+    {
+        return Err(Refusal {
+            reason: Reason::RateLimited,
+            wait: Some(wait.as_secs() + 1),
+        });
+    }
+    if body.size_hint().lower() > settings.max_body {
+        return Err(Reason::BodyTooLarge.into());
+    }
+    client.patience.set((settings.response, settings.idle));
+
+    let has_body = !body.is_end_stream();
+    // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
+    let upgrade = seen.facts.wants_upgrade() && !has_body && parts.version == Version::HTTP_11;
+    let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key, has_body);
+    let facts = seen.facts;
+    headers::rewrite_request(&mut parts.headers, &facts, &client, host.clone(), upgrade);
+    if let Some(id) = made_id {
+        parts.headers.insert(headers::X_REQUEST_ID, id);
+    }
+    if absolute {
+        parts.headers.insert(header::HOST, host);
+        parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
+    }
+    let body = if has_body {
+        let (body, state) = RequestBody::streaming(body, settings.max_body, client);
+        flight.body = Some(state);
+        body
+    } else {
+        RequestBody::empty()
+    };
+    // A request of its own: extensions of the front connection must not reach the upstream one.
+    let mut request = Request::new(body);
+    *request.method_mut() = parts.method;
+    *request.uri_mut() = parts.uri;
+    *request.headers_mut() = parts.headers;
+    Ok(Admitted {
+        app,
+        version,
+        request,
+        repeatable,
+        upgrade,
+    })
+}
+
+/// The authority of an absolute target, which decides over Host (RFC 9112 3.2.2); `None` for a target that is a path. Targets
+/// that are neither are refused: this is no forward proxy.
+fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> {
+    match (uri.scheme_str(), uri.authority()) {
+        (None, None) if uri.path().starts_with('/') || (uri.path() == "*" && *method == Method::OPTIONS) => Ok(None),
+        (Some("http" | "https"), Some(authority)) if !authority.as_str().contains('@') => {
+            HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| Reason::BadHost)
+        }
+        _ => Err(Reason::BadTarget),
+    }
+}
+
+/// What became of sending a request on one connection.
+enum Sent {
+    Answer(Response<Incoming>),
+    /// Nothing of it was written: here it is again.
+    Unsent(Request<RequestBody>),
+    /// The connection ended before an answer.
+    Lost,
+    /// What came is no answer.
+    Bad,
+    /// The timer gave it up.
+    Expired,
+}
+
+/// Asks one endpoint after the other until one answers, or it would be wrong to go on.
+async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Response<ResponseBody>, Refusal> {
+    let Admitted {
+        mut app,
+        version,
+        request,
+        repeatable,
+        upgrade,
+    } = admitted;
+    let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
+    let copy = repeatable.then(|| Copy::of(&request, worker.spare()));
+    let mut next = Some(request);
+    let mut tried = Tried::default();
+    let mut only_new = false;
+    let mut failure = Reason::NoEndpoints;
+    let mut now = flight.started;
+
+    let result = loop {
+        let Some(entered) = app.pick(version.as_deref(), &tried, worker.shared.clock, now) else {
+            // Withdrawn since the table was read? Then there is a newer one.
+            match worker.app(app.shared.id.as_str()) {
+                Some(newer) if !Arc::ptr_eq(&newer, &app) => {
+                    app = newer;
+                    continue;
+                }
+                _ => break Err(failure),
+            }
+        };
+        if !tried.is_empty() && !may_go_on(flight, &worker, &app, now) {
+            break Err(failure);
+        }
+        flight.attempts += 1;
+        flight.hold(entered);
+        let Some(request) = next.take().or_else(|| copy.as_ref().map(Copy::request)) else {
+            break Err(failure);
+        };
+        match once(flight, &worker, &client, &app, request, only_new).await {
+            (Sent::Answer(response), sender) => {
+                let head = Instant::now();
+                flight.upstream = head.saturating_duration_since(now);
+                break accept(flight, response, sender, upgrade);
+            }
+            (Sent::Unsent(request), sender) => {
+                // Nothing was written, so any request may be sent again: to the same endpoint if only a kept connection had died.
+                next = Some(request);
+                now = Instant::now();
+                failure = Reason::ConnectFailed;
+                failed(flight, &worker, &mut tried, sender.is_some(), now);
+                only_new |= sender.is_some();
+            }
+            (Sent::Lost, sender) => {
+                if let Some(reason) = body_failure(flight) {
+                    break Err(reason);
+                }
+                failure = Reason::UpstreamClosed;
+                if copy.is_none() {
+                    break Err(failure);
+                }
+                // An accepted connection proves nothing (Docker's port proxy accepts for dead apps): an end before the first byte of
+                // an answer counts as a failed connect, except on a kept connection, which may just have been too old.
+                now = Instant::now();
+                failed(flight, &worker, &mut tried, sender.is_some(), now);
+                only_new |= sender.is_some();
+            }
+            (Sent::Bad, _) => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
+            (Sent::Expired, _) => {
+                let reason = if client.body_open.get() { Reason::RequestTimeout } else { Reason::UpstreamTimeout };
+                break Err(reason);
+            }
+        }
+    };
+    if let Some(copy) = copy {
+        worker.give_back(copy.into_spare());
+    }
+    result.map_err(Refusal::from)
+}
+
+/// Whether a further endpoint may be tried: there is time left, and the retry budget allows it.
+fn may_go_on(flight: &Flight, worker: &Worker, app: &App, now: Instant) -> bool {
+    let time = Duration::from_millis(worker.shared.config.retry_time_ms);
+    if now.saturating_duration_since(flight.started) >= time {
+        return false;
+    }
+    let stats = app.shared.stats();
+    if app.shared.budget.take(stats.requests(), now) {
+        worker.stats().retries.add(1);
+        stats.of(worker.index).retries.add(1);
+        true
+    } else {
+        worker.stats().retries_refused.add(1);
+        false
+    }
+}
+
+/// Notes a failure at the endpoint that the request is at. `kept`: on a kept connection, which says nothing about the endpoint.
+fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, now: Instant) {
+    if let Some(entered) = flight.entered() {
+        let endpoint = entered.endpoint();
+        tried.add(endpoint.id, kept);
+        if kept {
+            worker.stats().stale.add(1);
+        } else {
+            let before = endpoint.failures();
+            let time = endpoint.failed(worker.shared.clock, now);
+            if endpoint.failures() != before {
+                worker.stats().ejections.add(1);
+                tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
+                    for_ms = time.as_millis() as u64, "endpoint left out after a failure");
+            }
+        }
+    }
+    flight.leave();
+}
+
+/// Why the request's body ended the request, if it did. Never the endpoint's fault.
+fn body_failure(flight: &Flight) -> Option<Reason> {
+    match flight.body.as_ref()?.progress.get() {
+        Progress::TooLarge => Some(Reason::BodyTooLarge),
+        Progress::Broken => Some(Reason::BadBody),
+        Progress::Open | Progress::Whole => None,
+    }
+}
+
+/// One try at the endpoint that the flight holds. The sender comes back with an answer, and when it was a kept one.
+async fn once(
+    flight: &Flight,
+    worker: &Rc<Worker>,
+    client: &Client,
+    app: &App,
+    request: Request<RequestBody>,
+    only_new: bool,
+) -> (Sent, Option<Sender>) {
+    let Some(entered) = flight.entered() else {
+        return (Sent::Unsent(request), None);
+    };
+    let endpoint = entered.endpoint();
+    let kept = if only_new { None } else { worker.kept(endpoint.id) };
+    let was_kept = kept.is_some();
+    let mut sender = match kept {
+        Some(sender) => {
+            worker.stats().reused.add(1);
+            sender
+        }
+        None => match connect(worker, endpoint.address, app.settings.connect).await {
+            Some(sender) => sender,
+            None => return (Sent::Unsent(request), None),
+        },
+    };
+    let sent = {
+        let mut answer = pin!(sender.try_send_request(request));
+        poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending if client.expired.get() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    };
+    match sent {
+        Some(Ok(response)) => {
+            endpoint.worked();
+            (Sent::Answer(response), Some(sender))
+        }
+        None => (Sent::Expired, None),
+        Some(Err(mut error)) => {
+            let sender = was_kept.then_some(sender);
+            match error.take_message() {
+                Some(request) => (Sent::Unsent(request), sender),
+                None if error.error().is_parse() => (Sent::Bad, sender),
+                None => (Sent::Lost, sender),
+            }
+        }
+    }
+}
+
+/// A new upstream connection, or none within the time.
+async fn connect(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> Option<Sender> {
+    worker.stats().connects.add(1);
+    let stream = match tokio::time::timeout(within, TcpStream::connect(address)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(_)) | Err(_) => {
+            worker.stats().connect_failures.add(1);
+            return None;
+        }
+    };
+    // Fails only on a dead connection, which shows soon enough.
+    let _ = stream.set_nodelay(true);
+    let (sender, connection) = worker.back.handshake(TokioIo::new(stream)).await.ok()?;
+    tokio::task::spawn_local(async move {
+        // How it ends is heard by whoever uses it.
+        let _ = connection.with_upgrades().await;
+    });
+    Some(sender)
+}
+
+/// Takes an endpoint's answer.
+fn accept(flight: &mut Flight, response: Response<Incoming>, sender: Option<Sender>, upgrade: bool) -> Result<Response<ResponseBody>, Reason> {
+    let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+    if upgraded && !upgrade {
+        return Err(Reason::BadUpgrade);
+    }
+    if let (Some(sender), false) = (sender, upgraded) {
+        flight.keep(sender);
+    }
+    let mut response = response.map(ResponseBody::upstream);
+    *response.version_mut() = Version::HTTP_11;
+    headers::rewrite_answer(response.headers_mut(), upgraded);
+    Ok(response)
+}

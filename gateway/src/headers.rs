@@ -1,0 +1,438 @@
+//! Header rules: what of a request and an answer is sent on. One pass over the names that are there; removals and
+//! additions by name only where one was seen. Nothing that a client sends may pass for what the gateway says.
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+
+use crate::client::Client;
+use crate::config::plain;
+use crate::limit::Networks;
+
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const HTTP: HeaderValue = HeaderValue::from_static("http");
+
+macro_rules! removable {
+    ($($flag:ident = $bit:literal $name:expr),+ $(,)?) => {
+        $(const $flag: u32 = 1 << $bit;)+
+        /// The header of each flag.
+        fn flagged(flag: u32) -> HeaderName {
+            match flag { $($flag => $name,)+ _ => header::CONNECTION }
+        }
+    };
+}
+
+removable! {
+    CONNECTION = 0 header::CONNECTION,
+    KEEP_ALIVE = 1 HeaderName::from_static("keep-alive"),
+    PROXY_CONNECTION = 2 HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHORIZATION = 3 header::PROXY_AUTHORIZATION,
+    TE = 4 header::TE,
+    TRANSFER_ENCODING = 5 header::TRANSFER_ENCODING,
+    UPGRADE = 6 header::UPGRADE,
+    HTTP2_SETTINGS = 7 HeaderName::from_static("http2-settings"),
+    EXPECT = 8 header::EXPECT,
+    FORWARDED = 9 header::FORWARDED,
+    X_REAL_IP = 10 HeaderName::from_static("x-real-ip"),
+    REASON = 11 crate::answer::REASON_HEADER,
+    CONTENT_LENGTH = 12 header::CONTENT_LENGTH,
+}
+
+fn remove_flagged(headers: &mut HeaderMap, mut flags: u32) {
+    while flags != 0 {
+        let flag = 1 << flags.trailing_zeros();
+        headers.remove(flagged(flag));
+        flags ^= flag;
+    }
+}
+
+/// What one pass over a request's headers found.
+#[derive(Debug, Default)]
+pub(crate) struct Seen<'a> {
+    pub(crate) host: Option<&'a HeaderValue>,
+    pub(crate) hosts: u32,
+    /// Transfer-Encoding is something else than one `chunked`.
+    pub(crate) strange_encoding: bool,
+    pub(crate) idempotency_key: bool,
+    pub(crate) request_id: Option<&'a HeaderValue>,
+    /// The client accepts pages.
+    pub(crate) html: bool,
+    pub(crate) facts: Facts,
+}
+
+/// The part of [`Seen`] that outlives the borrow.
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    remove: u32,
+    trailers: bool,
+    connection_upgrade: bool,
+    /// Upgrade is there, and no h2c in it.
+    upgrade: bool,
+    /// X-Forwarded-Proto, -Host, -Port as sent, to be kept from trusted peers.
+    forwarded: [bool; 3],
+    forwarded_for: bool,
+    /// Further names to be removed: nominated by Connection, aliases of what the gateway says.
+    also: Vec<HeaderName>,
+}
+
+fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
+    value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii)
+}
+
+/// Whether `name` says something that only the gateway (or a trusted proxy) may say, once `_` is read as `-`.
+fn gateway_says(name: &str) -> bool {
+    let begins = |with: &str| {
+        name.len() >= with.len()
+            && name
+                .bytes()
+                .zip(with.bytes())
+                .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
+    };
+    begins("x-forwarded") || (name.len() == 9 && begins("forwarded")) || (name.len() == 9 && begins("x-real-ip")) || begins("x-caas-")
+}
+
+/// Never removed because a Connection header names them.
+fn protected(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "host" | "content-length" | "transfer-encoding" | "content-type" | "authorization" | "cookie" | "set-cookie" | "date"
+            | "x-request-id" | "traceparent" | "tracestate" | "te" | "upgrade"
+    ) || gateway_says(name.as_str())
+}
+
+impl Facts {
+    fn connection(&mut self, value: &HeaderValue) {
+        self.remove |= CONNECTION;
+        for token in tokens(value) {
+            if token.eq_ignore_ascii_case(b"keep-alive") || token.eq_ignore_ascii_case(b"close") || token.is_empty() {
+                continue;
+            }
+            if token.eq_ignore_ascii_case(b"upgrade") {
+                self.connection_upgrade = true;
+            } else if let Ok(name) = HeaderName::from_bytes(token)
+                && !protected(&name)
+                && self.also.len() < 100
+            {
+                self.also.push(name);
+            }
+        }
+    }
+}
+
+/// The one pass over a request's headers.
+pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
+    let mut seen = Seen::default();
+    let f = &mut seen.facts;
+    for (name, value) in headers {
+        let text = name.as_str();
+        match text.len() {
+            2 if *name == header::TE => {
+                f.remove |= TE;
+                f.trailers |= tokens(value).any(|t| t.eq_ignore_ascii_case(b"trailers"));
+            }
+            4 if *name == header::HOST => {
+                seen.hosts += 1;
+                seen.host = Some(value);
+            }
+            6 if *name == header::EXPECT => f.remove |= EXPECT,
+            6 if *name == header::ACCEPT => {
+                seen.html = value.as_bytes().windows(9).any(|w| w.eq_ignore_ascii_case(b"text/html"));
+            }
+            7 if *name == header::UPGRADE => {
+                // Several Upgrade lines are nothing that a client of ours has to send.
+                f.upgrade = f.remove & UPGRADE == 0 && !tokens(value).any(|t| t.len() >= 3 && t[..3].eq_ignore_ascii_case(b"h2c"));
+                f.remove |= UPGRADE;
+            }
+            9 if *name == header::FORWARDED => f.remove |= FORWARDED,
+            9 if text == "x-real-ip" => f.remove |= X_REAL_IP,
+            10 if *name == header::CONNECTION => f.connection(value),
+            10 if text == "keep-alive" => f.remove |= KEEP_ALIVE,
+            12 if text == "x-request-id" => seen.request_id = Some(value),
+            14 if text == "http2-settings" => f.remove |= HTTP2_SETTINGS,
+            15 if text == "idempotency-key" => seen.idempotency_key = true,
+            15 if text == "x-forwarded-for" => f.forwarded_for = true,
+            16 if text == "x-forwarded-host" => f.forwarded[1] = true,
+            16 if text == "x-forwarded-port" => f.forwarded[2] = true,
+            16 if text == "proxy-connection" => f.remove |= PROXY_CONNECTION,
+            17 if text == "x-forwarded-proto" => f.forwarded[0] = true,
+            17 if *name == header::TRANSFER_ENCODING => {
+                seen.strange_encoding |= f.remove & TRANSFER_ENCODING != 0 || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+                f.remove |= TRANSFER_ENCODING;
+            }
+            19 if *name == header::PROXY_AUTHORIZATION => f.remove |= PROXY_AUTHORIZATION,
+            9.. if text.as_bytes()[0] == b'x' || text.as_bytes()[0] == b'f' => {
+                if gateway_says(text) {
+                    f.also.push(name.clone());
+                }
+            }
+            _ => {}
+        }
+    }
+    seen
+}
+
+impl Facts {
+    /// Whether the client asks for another protocol on this connection.
+    pub(crate) fn wants_upgrade(&self) -> bool {
+        self.upgrade && self.connection_upgrade
+    }
+}
+
+/// Makes a request's headers what the endpoint is to see. `host` is the name that decided, `upgrade` that the request may
+/// become a tunnel.
+pub(crate) fn rewrite_request(headers: &mut HeaderMap, facts: &Facts, client: &Client, host: HeaderValue, upgrade: bool) {
+    let asked = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+    let keep = client.trusted;
+    let mut remove = facts.remove;
+    if keep {
+        remove &= !FORWARDED;
+    }
+    if remove != 0 {
+        remove_flagged(headers, remove);
+    }
+    for name in &facts.also {
+        // A trusted proxy may say more than the gateway knows of (X-Forwarded-Prefix).
+        if !(keep && name.as_str().starts_with("x-forwarded-")) {
+            headers.remove(name);
+        }
+    }
+    if facts.trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Some(asked) = asked {
+        headers.insert(header::UPGRADE, asked);
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    if keep && facts.forwarded_for {
+        headers.append(X_FORWARDED_FOR, client.address.clone());
+        let whole: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        let value = HeaderValue::from_bytes(&whole.join(&b", "[..])).unwrap_or_else(|_| client.address.clone());
+        headers.insert(X_FORWARDED_FOR, value);
+    } else {
+        headers.insert(X_FORWARDED_FOR, client.address.clone());
+    }
+    if !(keep && facts.forwarded[0]) {
+        headers.insert(X_FORWARDED_PROTO, HTTP);
+    }
+    if !(keep && facts.forwarded[1]) {
+        headers.insert(X_FORWARDED_HOST, host);
+    }
+    if !(keep && facts.forwarded[2]) {
+        headers.insert(X_FORWARDED_PORT, client.port.clone());
+    }
+}
+
+/// Makes an answer's headers what the client is to see.
+pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
+    let mut facts = Facts::default();
+    for (name, value) in &*headers {
+        match name.as_str().len() {
+            7 if *name == header::UPGRADE => facts.remove |= UPGRADE,
+            10 if *name == header::CONNECTION => facts.connection(value),
+            10 if name.as_str() == "keep-alive" => facts.remove |= KEEP_ALIVE,
+            13 if *name == crate::answer::REASON_HEADER => facts.remove |= REASON,
+            16 if name.as_str() == "proxy-connection" => facts.remove |= PROXY_CONNECTION,
+            // The encoding decided the framing; a length beside it must not reach anybody.
+            17 if *name == header::TRANSFER_ENCODING => facts.remove |= TRANSFER_ENCODING | CONTENT_LENGTH,
+            _ => {}
+        }
+    }
+    if upgraded {
+        facts.remove &= !(UPGRADE | CONNECTION);
+    }
+    if facts.remove != 0 {
+        remove_flagged(headers, facts.remove);
+    }
+    for name in &facts.also {
+        headers.remove(name);
+    }
+}
+
+/// The address of the client that a trusted proxy speaks for: the last one in X-Forwarded-For that is not itself trusted.
+pub(crate) fn client_behind(headers: &HeaderMap, trusted: &Networks) -> Option<std::net::IpAddr> {
+    let mut last = None;
+    for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
+        for token in value.as_bytes().rsplit(|b| *b == b',') {
+            let ip = std::str::from_utf8(token.trim_ascii()).ok()?.parse().ok().map(plain)?;
+            last = Some(ip);
+            if !trusted.contains(ip) {
+                return last;
+            }
+        }
+    }
+    last
+}
+
+/// Whether a request id made elsewhere may be passed on: 1 to 128 visible characters.
+pub(crate) fn sound_id(value: &HeaderValue) -> bool {
+    (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::IpAddr;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).expect("name"),
+                HeaderValue::from_str(value).expect("value"),
+            );
+        }
+        headers
+    }
+
+    fn client(trusted: bool) -> Client {
+        let value = HeaderValue::from_static("192.0.2.1");
+        Client::new(IpAddr::from([192, 0, 2, 1]), value, HeaderValue::from_static("8080"), trusted)
+    }
+
+    fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {
+        let mut headers = map(pairs);
+        let facts = inspect(&headers).facts;
+        let host = HeaderValue::from_static("hello.localhost");
+        rewrite_request(&mut headers, &facts, &client(trusted), host, upgrade && facts.wants_upgrade());
+        let mut lines: Vec<String> = headers
+            .iter()
+            .map(|(n, v)| format!("{n}: {}", v.to_str().expect("text")))
+            .collect();
+        lines.sort();
+        lines
+    }
+
+    const OURS: [&str; 4] = [
+        "x-forwarded-for: 192.0.2.1",
+        "x-forwarded-host: hello.localhost",
+        "x-forwarded-port: 8080",
+        "x-forwarded-proto: http",
+    ];
+
+    #[test]
+    fn nothing_forged_gets_through() {
+        let forged = [
+            ("x-forwarded-for", "6.6.6.6"),
+            ("x-forwarded-for", "7.7.7.7"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("x-forwarded_proto", "https"),
+            ("x-forwarded-host", "evil"),
+            ("x-forwarded-prefix", "/evil"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-port", "1"),
+            ("forwarded", "for=6.6.6.6"),
+            ("x-real-ip", "6.6.6.6"),
+            ("x_real_ip", "6.6.6.6"),
+            ("x-caas-reason", "evil"),
+        ];
+        assert_eq!(sent(&forged, false, false), OURS);
+    }
+
+    #[test]
+    fn a_trusted_proxy_is_believed() {
+        let lines = sent(
+            &[("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), ("x-forwarded-prefix", "/a"), ("x_forwarded_for", "6.6.6.6")],
+            true,
+            false,
+        );
+        assert_eq!(
+            lines,
+            [
+                "x-forwarded-for: 203.0.113.9, 192.0.2.1",
+                "x-forwarded-host: hello.localhost",
+                "x-forwarded-port: 8080",
+                "x-forwarded-prefix: /a",
+                "x-forwarded-proto: https",
+            ]
+        );
+    }
+
+    #[test]
+    fn hop_by_hop_headers_stay_here() {
+        let lines = sent(
+            &[
+                ("connection", "keep-alive, X-Drop, X-Forwarded-For, Host, Content-Length, authorization"),
+                ("x-drop", "1"),
+                ("host", "hello.localhost"),
+                ("content-length", "3"),
+                ("authorization", "Basic x"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-connection", "keep-alive"),
+                ("proxy-authorization", "Basic x"),
+                ("te", "gzip, trailers"),
+                ("upgrade", "websocket"),
+                ("http2-settings", "AAA"),
+                ("expect", "100-continue"),
+            ],
+            false,
+            true,
+        );
+        let mut want = vec!["authorization: Basic x", "content-length: 3", "host: hello.localhost", "te: trailers"];
+        want.extend(OURS);
+        assert_eq!(lines, want);
+    }
+
+    #[test]
+    fn upgrades_only_when_asked_properly_and_never_h2c() {
+        let ws = [("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")];
+        let lines = sent(&ws, false, true);
+        assert!(lines.contains(&"connection: upgrade".into()) && lines.contains(&"upgrade: websocket".into()));
+        for bad in [
+            vec![("upgrade", "websocket")],
+            vec![("connection", "upgrade"), ("upgrade", "h2c")],
+            vec![("connection", "upgrade"), ("upgrade", "websocket, H2C")],
+            vec![("connection", "upgrade"), ("upgrade", "h2c-14")],
+            vec![("connection", "upgrade"), ("upgrade", "websocket"), ("upgrade", "h2c")],
+        ] {
+            assert_eq!(sent(&bad, false, true), OURS, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn encodings() {
+        for (values, strange) in [
+            (vec!["chunked"], false),
+            (vec!["Chunked"], false),
+            (vec!["gzip, chunked"], true),
+            (vec!["chunked, chunked"], true),
+            (vec!["chunked", "chunked"], true),
+            (vec![", chunked"], true),
+        ] {
+            let pairs: Vec<_> = values.iter().map(|v| ("transfer-encoding", *v)).collect();
+            assert_eq!(inspect(&map(&pairs)).strange_encoding, strange, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn answers_lose_framing_and_hop_by_hop() {
+        let pairs = [
+            ("transfer-encoding", "chunked"),
+            ("content-length", "5"),
+            ("connection", "close, x-gone"),
+            ("x-gone", "1"),
+            ("x-stays", "1"),
+            ("upgrade", "h2"),
+            ("keep-alive", "timeout=5"),
+            ("x-caas-reason", "forged"),
+        ];
+        let mut headers = map(&pairs);
+        rewrite_answer(&mut headers, false);
+        assert_eq!(headers, map(&[("x-stays", "1")]));
+        let mut headers = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
+        rewrite_answer(&mut headers, true);
+        assert_eq!(headers.len(), 2);
+    }
+
+    #[test]
+    fn the_client_behind_proxies() {
+        let trusted = Networks::new(&["10.0.0.0/8".parse().expect("network")]);
+        let behind = |v: &str| client_behind(&map(&[("x-forwarded-for", v)]), &trusted);
+        assert_eq!(behind("6.6.6.6, 203.0.113.9, 10.0.0.7"), Some(IpAddr::from([203, 0, 113, 9])));
+        assert_eq!(behind("10.0.0.1"), Some(IpAddr::from([10, 0, 0, 1])));
+        assert_eq!(behind("junk"), None);
+        assert_eq!(behind("203.0.113.9, junk"), None);
+    }
+}

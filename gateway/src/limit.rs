@@ -1,0 +1,277 @@
+//! Limits: networks, request rates, connections per client, and the budget of retries. They answer yes or no at once
+//! and hold bounded state; none of them ever makes a request wait.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use governor::clock::{Clock as _, DefaultClock};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use ipnet::IpNet;
+use model::spec::Limits;
+
+use crate::config::plain;
+
+/// A set of networks; looking an address up costs the logarithm of their number.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Networks(Vec<(u128, u128)>);
+
+fn number(ip: IpAddr) -> u128 {
+    match ip {
+        IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
+        IpAddr::V6(v6) => u128::from(v6),
+    }
+}
+
+impl Networks {
+    pub(crate) fn new(networks: &[IpNet]) -> Self {
+        let mut ranges: Vec<_> = networks
+            .iter()
+            .map(|n| (number(n.network()), number(n.broadcast())))
+            .collect();
+        ranges.sort_unstable();
+        let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
+        for (first, last) in ranges {
+            match merged.last_mut() {
+                Some(previous) if first <= previous.1 => previous.1 = previous.1.max(last),
+                _ => merged.push((first, last)),
+            }
+        }
+        Self(merged)
+    }
+
+    /// Whether the address lies in one of them.
+    #[inline]
+    pub(crate) fn contains(&self, ip: IpAddr) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let ip = number(ip);
+        let after = self.0.partition_point(|(first, _)| *first <= ip);
+        after > 0 && ip <= self.0[after - 1].1
+    }
+}
+
+/// What counts as one client: an IPv4 address, or the /64 that an IPv6 customer holds.
+fn client(ip: IpAddr) -> IpAddr {
+    match plain(ip) {
+        IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
+
+/// Request rates of one app.
+pub(crate) struct Limiter {
+    app: Option<DefaultDirectRateLimiter>,
+    per_client: Option<(Quota, moka::sync::Cache<IpAddr, Arc<DefaultDirectRateLimiter>>)>,
+    clock: DefaultClock,
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter").finish_non_exhaustive()
+    }
+}
+
+impl Limiter {
+    /// `None` when the app has no rate limit. At most `clients` clients are remembered, each for a minute.
+    pub(crate) fn new(limits: &Limits, clients: u64) -> Option<Self> {
+        let app = NonZeroU32::new(limits.requests_per_second).map(|n| RateLimiter::direct(Quota::per_second(n)));
+        let per_client = NonZeroU32::new(limits.requests_per_second_per_client).map(|n| {
+            let cache = moka::sync::Cache::builder()
+                .max_capacity(clients)
+                .time_to_idle(Duration::from_secs(60))
+                .build();
+            (Quota::per_second(n), cache)
+        });
+        (app.is_some() || per_client.is_some()).then(|| Self {
+            app,
+            per_client,
+            clock: DefaultClock::default(),
+        })
+    }
+
+    /// Counts one request of the client; `Err` is the time after which it may come again. A client over its own rate does
+    /// not use up the app's.
+    pub(crate) fn check(&self, ip: IpAddr) -> Result<(), Duration> {
+        if let Some((quota, clients)) = &self.per_client {
+            let one = clients.get_with(client(ip), || Arc::new(RateLimiter::direct(*quota)));
+            one.check().map_err(|until| until.wait_time_from(self.clock.now()))?;
+        }
+        match &self.app {
+            Some(app) => app.check().map_err(|until| until.wait_time_from(self.clock.now())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Connections per client over all workers.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    most: u32,
+    shards: Box<[Mutex<HashMap<IpAddr, u32, ahash::RandomState>>]>,
+}
+
+impl Connections {
+    /// At most `most` per client; 0: any number.
+    pub(crate) fn new(most: u32) -> Self {
+        Self {
+            most,
+            shards: (0..16).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    fn shard(&self, ip: IpAddr) -> &Mutex<HashMap<IpAddr, u32, ahash::RandomState>> {
+        let n = number(ip);
+        &self.shards[((n ^ (n >> 64)) % self.shards.len() as u128) as usize]
+    }
+
+    /// Counts a connection, or refuses it.
+    pub(crate) fn open(self: &Arc<Self>, ip: IpAddr) -> Option<OneConnection> {
+        if self.most == 0 {
+            return Some(OneConnection(None));
+        }
+        let ip = client(ip);
+        let mut shard = self.shard(ip).lock().unwrap_or_else(PoisonError::into_inner);
+        let count = shard.entry(ip).or_insert(0);
+        if *count >= self.most {
+            return None;
+        }
+        *count += 1;
+        Some(OneConnection(Some((Arc::clone(self), ip))))
+    }
+}
+
+/// One counted connection; it counts until this is dropped.
+#[derive(Debug)]
+pub(crate) struct OneConnection(Option<(Arc<Connections>, IpAddr)>);
+
+impl Drop for OneConnection {
+    fn drop(&mut self) {
+        if let Some((all, ip)) = &self.0 {
+            let mut shard = all.shard(*ip).lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(count) = shard.get_mut(ip) {
+                *count -= 1;
+                if *count == 0 {
+                    shard.remove(ip);
+                }
+            }
+        }
+    }
+}
+
+/// Retries that an app may cause: a fifth of its requests and 3 a second, saved up to 100 so that an app of which
+/// most endpoints have just died is found out of the failures at once. Retries must not multiply an outage.
+#[derive(Debug, Default)]
+pub(crate) struct RetryBudget(Mutex<Option<Budget>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    tokens: f64,
+    requests: u64,
+    at: Instant,
+}
+
+const SAVED: f64 = 100.0;
+const PER_REQUEST: f64 = 0.2;
+const PER_SECOND: f64 = 3.0;
+
+impl RetryBudget {
+    /// Takes one retry; `requests` is the number of the app's requests so far. Only called when a request failed.
+    pub(crate) fn take(&self, requests: u64, now: Instant) -> bool {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let budget = slot.get_or_insert(Budget {
+            tokens: SAVED,
+            requests,
+            at: now,
+        });
+        let earned = requests.saturating_sub(budget.requests) as f64 * PER_REQUEST
+            + now.saturating_duration_since(budget.at).as_secs_f64() * PER_SECOND;
+        budget.tokens = (budget.tokens + earned).min(SAVED);
+        budget.requests = requests;
+        budget.at = now;
+        let may = budget.tokens >= 1.0;
+        if may {
+            budget.tokens -= 1.0;
+        }
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("address")
+    }
+
+    #[test]
+    fn networks_merge_and_contain() {
+        let nets: Vec<IpNet> = ["10.0.0.0/8", "10.1.0.0/16", "192.168.1.1/32", "2001:db8::/32", "172.16.0.0/12"]
+            .iter()
+            .map(|t| t.parse().expect("network"))
+            .collect();
+        let set = Networks::new(&nets);
+        for inside in ["10.0.0.0", "10.255.255.255", "192.168.1.1", "172.31.0.1", "2001:db8::1", "::ffff:10.2.3.4"] {
+            assert!(set.contains(ip(inside)), "{inside}");
+        }
+        for outside in ["9.255.255.255", "11.0.0.0", "192.168.1.2", "2001:db9::1", "::1"] {
+            assert!(!set.contains(ip(outside)), "{outside}");
+        }
+        assert!(!Networks::default().contains(ip("10.0.0.1")));
+    }
+
+    #[test]
+    fn a_greedy_client_does_not_use_up_the_app() {
+        let limits = Limits {
+            requests_per_second_per_client: 2,
+            requests_per_second: 5,
+            ..Limits::default()
+        };
+        let limiter = Limiter::new(&limits, 100).expect("limits");
+        let good = (0..10).filter(|_| limiter.check(ip("10.0.0.1")).is_ok()).count();
+        assert_eq!(good, 2);
+        assert!(limiter.check(ip("10.0.0.2")).is_ok());
+        let refused = (0..10).find_map(|i| limiter.check(ip(&format!("10.0.1.{i}"))).err());
+        assert!(refused.is_some_and(|wait| wait <= Duration::from_secs(1)));
+        assert!(Limiter::new(&Limits::default(), 100).is_none());
+    }
+
+    #[test]
+    fn neighbours_in_a_64_are_one_client() {
+        assert_eq!(client(ip("2001:db8::1")), client(ip("2001:db8::ffff:1")));
+        assert_ne!(client(ip("2001:db8::1")), client(ip("2001:db8:0:1::1")));
+        assert_eq!(client(ip("::ffff:10.0.0.1")), ip("10.0.0.1"));
+    }
+
+    #[test]
+    fn connections_per_client() {
+        let all = Arc::new(Connections::new(2));
+        let one = all.open(ip("10.0.0.1")).expect("first");
+        let _two = all.open(ip("10.0.0.1")).expect("second");
+        assert!(all.open(ip("10.0.0.1")).is_none());
+        assert!(all.open(ip("10.0.0.2")).is_some());
+        drop(one);
+        assert!(all.open(ip("10.0.0.1")).is_some());
+    }
+
+    #[test]
+    fn retries_stay_within_a_fifth_of_the_requests() {
+        let budget = RetryBudget::default();
+        let start = Instant::now();
+        let saved = (0..200).filter(|_| budget.take(0, start)).count();
+        assert_eq!(saved, 100);
+        let mut retries = 0;
+        for requests in 1..=1_000 {
+            retries += u32::from(budget.take(requests, start));
+        }
+        assert!((195..=200).contains(&retries), "{retries}");
+        let later = start + Duration::from_secs(2);
+        let by_time = (0..20).filter(|_| budget.take(1_000, later)).count();
+        assert!((6..=7).contains(&by_time), "{by_time}");
+    }
+}

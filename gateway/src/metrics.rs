@@ -1,0 +1,287 @@
+//! Counters. Each worker writes its own, without locked instructions; they are summed when somebody looks. Label sets are
+//! bounded: apps come from the registry, everything else is an enumeration. Hosts that clients make up count under `app=""`.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::answer::Reason;
+
+/// A counter that exactly one thread adds to and any thread reads.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    #[inline]
+    pub(crate) fn add(&self, n: u64) {
+        // A single writer needs no locked addition.
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn sub(&self, n: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Upper bounds of the histograms' buckets in microseconds.
+pub(crate) const BOUNDS: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
+];
+
+/// A distribution of durations.
+#[derive(Debug, Default)]
+pub(crate) struct Histogram {
+    counts: [Counter; BOUNDS.len() + 1],
+    sum_us: Counter,
+}
+
+impl Histogram {
+    #[inline]
+    pub(crate) fn observe(&self, duration: Duration) {
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        // Most requests are fast: a linear search ends at once.
+        let bucket = BOUNDS.iter().position(|b| us <= *b).unwrap_or(BOUNDS.len());
+        self.counts[bucket].add(1);
+        self.sum_us.add(us);
+    }
+}
+
+/// Counters of one app in one worker.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct AppStripe {
+    /// By first digit of the status; 0 for requests whose client left before an answer.
+    pub(crate) classes: [Counter; 6],
+    pub(crate) duration: Histogram,
+    pub(crate) upstream: Histogram,
+    pub(crate) retries: Counter,
+}
+
+/// Counters of one app.
+#[derive(Debug)]
+pub(crate) struct AppStats {
+    stripes: Box<[AppStripe]>,
+}
+
+impl AppStats {
+    pub(crate) fn new(workers: usize) -> Self {
+        Self {
+            stripes: (0..workers.max(1)).map(|_| AppStripe::default()).collect(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, worker: usize) -> &AppStripe {
+        &self.stripes[worker]
+    }
+
+    fn sum(&self, counter: impl Fn(&AppStripe) -> &Counter) -> u64 {
+        self.stripes.iter().map(|s| counter(s).get()).sum()
+    }
+
+    /// Finished requests.
+    pub(crate) fn requests(&self) -> u64 {
+        (0..6).map(|i| self.sum(|s| &s.classes[i])).sum()
+    }
+}
+
+/// Counters of one worker that belong to no app.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(crate) struct WorkerStats {
+    /// Requests by status 100-599; index 0 holds the rest.
+    pub(crate) codes: Box<[Counter]>,
+    /// Own answers by reason.
+    pub(crate) reasons: [Counter; Reason::ALL.len()],
+    pub(crate) connections: Counter,
+    pub(crate) connections_open: Counter,
+    pub(crate) parked: Counter,
+    pub(crate) tunnels_open: Counter,
+    pub(crate) bad_heads: Counter,
+    pub(crate) accept_errors: Counter,
+    pub(crate) connects: Counter,
+    pub(crate) connect_failures: Counter,
+    pub(crate) reused: Counter,
+    pub(crate) stale: Counter,
+    pub(crate) retries: Counter,
+    pub(crate) retries_refused: Counter,
+    pub(crate) ejections: Counter,
+    pub(crate) pooled: Counter,
+    pub(crate) log_dropped: Counter,
+}
+
+impl Default for WorkerStats {
+    fn default() -> Self {
+        Self {
+            codes: (0..600).map(|_| Counter::default()).collect(),
+            reasons: std::array::from_fn(|_| Counter::default()),
+            connections: Counter::default(),
+            connections_open: Counter::default(),
+            parked: Counter::default(),
+            tunnels_open: Counter::default(),
+            bad_heads: Counter::default(),
+            accept_errors: Counter::default(),
+            connects: Counter::default(),
+            connect_failures: Counter::default(),
+            reused: Counter::default(),
+            stale: Counter::default(),
+            retries: Counter::default(),
+            retries_refused: Counter::default(),
+            ejections: Counter::default(),
+            pooled: Counter::default(),
+            log_dropped: Counter::default(),
+        }
+    }
+}
+
+/// Prometheus' text format.
+#[derive(Debug, Default)]
+pub(crate) struct Page(String);
+
+impl Page {
+    pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = write!(self.0, "# HELP caas_gateway_{name} {help}\n# TYPE caas_gateway_{name} {kind}\n");
+    }
+
+    pub(crate) fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = match labels {
+            "" => writeln!(self.0, "caas_gateway_{name} {value}"),
+            _ => writeln!(self.0, "caas_gateway_{name}{{{labels}}} {value}"),
+        };
+    }
+
+    pub(crate) fn one(&mut self, name: &str, kind: &str, help: &str, value: impl std::fmt::Display) {
+        self.head(name, kind, help);
+        self.line(name, "", value);
+    }
+
+    pub(crate) fn workers(&mut self, workers: &[WorkerStats]) {
+        type Get = fn(&WorkerStats) -> &Counter;
+        let sums: [(&str, &str, &str, Get); 15] = [
+            ("connections_total", "counter", "Client connections accepted", |w| &w.connections),
+            ("connections", "gauge", "Client connections open", |w| &w.connections_open),
+            ("connections_parked", "gauge", "Idle client connections without buffers", |w| &w.parked),
+            ("tunnels", "gauge", "Upgraded connections open", |w| &w.tunnels_open),
+            ("bad_requests_total", "counter", "Requests whose head could not be read", |w| &w.bad_heads),
+            ("accept_errors_total", "counter", "Failed accepts", |w| &w.accept_errors),
+            ("upstream_connects_total", "counter", "Connects to endpoints", |w| &w.connects),
+            ("upstream_connect_failures_total", "counter", "Failed connects to endpoints", |w| &w.connect_failures),
+            ("upstream_reused_total", "counter", "Requests on kept upstream connections", |w| &w.reused),
+            ("upstream_stale_total", "counter", "Kept upstream connections found dead on use", |w| &w.stale),
+            ("upstream_pooled", "gauge", "Unused upstream connections kept", |w| &w.pooled),
+            ("retries_total", "counter", "Requests sent to a further endpoint", |w| &w.retries),
+            ("retries_refused_total", "counter", "Retries refused by the retry budget", |w| &w.retries_refused),
+            ("ejections_total", "counter", "Endpoints left out after failures", |w| &w.ejections),
+            ("access_log_dropped_total", "counter", "Access log lines dropped", |w| &w.log_dropped),
+        ];
+        for (name, kind, help, get) in sums {
+            self.one(name, kind, help, workers.iter().map(|w| get(w).get()).sum::<u64>());
+        }
+        self.head("responses_total", "counter", "Requests by status (0: the client left before an answer)");
+        for code in 0..600 {
+            let n: u64 = workers.iter().map(|w| w.codes[code].get()).sum();
+            if n > 0 {
+                self.line("responses_total", &format!("code=\"{code}\""), n);
+            }
+        }
+        self.head("own_answers_total", "counter", "Answers made by the gateway itself, by reason");
+        for (i, reason) in Reason::ALL.iter().enumerate() {
+            let n: u64 = workers.iter().map(|w| w.reasons[i].get()).sum();
+            self.line("own_answers_total", &format!("reason=\"{}\"", reason.as_str()), n);
+        }
+    }
+
+    /// `apps` as (id, counters, in flight); ids need no escaping.
+    pub(crate) fn apps(&mut self, apps: &[(&str, &AppStats, u32)]) {
+        self.head("requests_total", "counter", "Requests by app and status class");
+        for (app, stats, _) in apps {
+            for (i, class) in ["aborted", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
+                let n = stats.sum(|s| &s.classes[i]);
+                if n > 0 {
+                    self.line("requests_total", &format!("app=\"{app}\",class=\"{class}\""), n);
+                }
+            }
+        }
+        self.head("requests_in_flight", "gauge", "Requests and tunnels under way");
+        for (app, _, in_flight) in apps {
+            self.line("requests_in_flight", &format!("app=\"{app}\""), in_flight);
+        }
+        self.head("app_retries_total", "counter", "Requests sent to a further endpoint, by app");
+        for (app, stats, _) in apps {
+            self.line("app_retries_total", &format!("app=\"{app}\""), stats.sum(|s| &s.retries));
+        }
+        let help = "Seconds from a request's head to the end of its answer";
+        self.histograms("request_duration_seconds", help, apps, |s| &s.duration);
+        let help = "Seconds from the choice of the last endpoint to the head of its answer";
+        self.histograms("upstream_duration_seconds", help, apps, |s| &s.upstream);
+    }
+
+    fn histograms(&mut self, name: &str, help: &str, apps: &[(&str, &AppStats, u32)], of: fn(&AppStripe) -> &Histogram) {
+        self.head(name, "histogram", help);
+        for (app, stats, _) in apps {
+            let count = |i: usize| stats.sum(|s| &of(s).counts[i]);
+            let sum = stats.sum(|s| &of(s).sum_us);
+            self.histogram(name, &format!("app=\"{app}\""), count, sum);
+        }
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, count: impl Fn(usize) -> u64, sum_us: u64) {
+        let comma = if labels.is_empty() { "" } else { "," };
+        let mut total = 0;
+        for (i, bound) in BOUNDS.iter().enumerate() {
+            total += count(i);
+            let le = *bound as f64 / 1e6;
+            self.line(&format!("{name}_bucket"), &format!("{labels}{comma}le=\"{le}\""), total);
+        }
+        total += count(BOUNDS.len());
+        self.line(&format!("{name}_bucket"), &format!("{labels}{comma}le=\"+Inf\""), total);
+        self.line(&format!("{name}_sum"), labels, sum_us as f64 / 1e6);
+        self.line(&format!("{name}_count"), labels, total);
+    }
+
+    /// One histogram without labels.
+    pub(crate) fn plain_histogram(&mut self, name: &str, help: &str, histogram: &Histogram) {
+        self.head(name, "histogram", help);
+        self.histogram(name, "", |i| histogram.counts[i].get(), histogram.sum_us.get());
+    }
+
+    pub(crate) fn text(self) -> String {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn histograms_are_cumulative() {
+        let stats = AppStats::new(2);
+        stats.of(0).duration.observe(Duration::from_micros(400));
+        stats.of(1).duration.observe(Duration::from_millis(3));
+        stats.of(1).duration.observe(Duration::from_secs(60));
+        stats.of(1).classes[2].add(3);
+        let mut page = Page::default();
+        page.apps(&[("hello", &stats, 1)]);
+        let text = page.text();
+        for line in [
+            "caas_gateway_requests_total{app=\"hello\",class=\"2xx\"} 3",
+            "caas_gateway_requests_in_flight{app=\"hello\"} 1",
+            "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"0.0005\"} 1",
+            "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"0.005\"} 2",
+            "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"10\"} 2",
+            "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"+Inf\"} 3",
+            "caas_gateway_request_duration_seconds_count{app=\"hello\"} 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        assert_eq!(stats.requests(), 3);
+    }
+}

@@ -1,0 +1,74 @@
+//! Unused upstream connections of one worker. A connection is kept only when its last answer came whole and it waits for
+//! the next request; it belongs to one endpoint (one container), never to an address.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http1::SendRequest;
+
+use crate::body::RequestBody;
+
+/// The sending side of an upstream connection.
+pub(crate) type Sender = SendRequest<RequestBody>;
+
+struct Kept {
+    sender: Sender,
+    since: Instant,
+}
+
+/// The connections, last used first.
+pub(crate) struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Kept>, ahash::RandomState>>,
+    per_endpoint: usize,
+    keep: Duration,
+}
+
+impl Pool {
+    pub(crate) fn new(per_endpoint: usize, keep: Duration) -> Self {
+        Self {
+            idle: RefCell::default(),
+            per_endpoint,
+            keep,
+        }
+    }
+
+    /// A connection that is open and waits for a request, with the number of dead ones that went with it.
+    pub(crate) fn take(&self, endpoint: u64) -> (Option<Sender>, u64) {
+        let mut gone = 0;
+        let mut idle = self.idle.borrow_mut();
+        let Some(kept) = idle.get_mut(&endpoint) else {
+            return (None, 0);
+        };
+        while let Some(Kept { sender, .. }) = kept.pop() {
+            if sender.is_ready() {
+                return (Some(sender), gone);
+            }
+            gone += 1;
+        }
+        (None, gone)
+    }
+
+    /// Keeps a connection; `false` when there are enough.
+    pub(crate) fn put(&self, endpoint: u64, sender: Sender, now: Instant) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.entry(endpoint).or_default();
+        if kept.len() >= self.per_endpoint {
+            return false;
+        }
+        kept.push(Kept { sender, since: now });
+        true
+    }
+
+    /// Closes what has been unused too long or is dead; the number of connections closed.
+    pub(crate) fn sweep(&self, now: Instant) -> u64 {
+        let mut closed = 0;
+        self.idle.borrow_mut().retain(|_, kept| {
+            let before = kept.len();
+            kept.retain(|k| k.sender.is_ready() && now.saturating_duration_since(k.since) < self.keep);
+            closed += (before - kept.len()) as u64;
+            !kept.is_empty()
+        });
+        closed
+    }
+}

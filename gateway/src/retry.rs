@@ -1,0 +1,84 @@
+//! Which requests may be sent twice, and the copy that makes it possible. What may have reached an app is only repeated
+//! when repeating it can do no harm.
+
+use http::header::{HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Request, Uri};
+
+use crate::body::RequestBody;
+
+/// Whether a request may be repeated although an app may have seen it: a safe method, or the client's own word
+/// (Idempotency-Key) that it is recognised; never with a body, which is gone once sent.
+pub(crate) fn may_repeat(method: &Method, idempotency_key: bool, has_body: bool) -> bool {
+    !has_body && (idempotency_key || matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE))
+}
+
+/// The names and values of a request's headers; the vectors are used again and again.
+pub(crate) type Spare = Vec<(HeaderName, HeaderValue)>;
+
+/// A request without a body, to be sent again. Copying shares the values' bytes.
+pub(crate) struct Copy {
+    method: Method,
+    uri: Uri,
+    headers: Spare,
+}
+
+impl Copy {
+    pub(crate) fn of(request: &Request<RequestBody>, mut spare: Spare) -> Self {
+        spare.extend(request.headers().iter().map(|(n, v)| (n.clone(), v.clone())));
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers: spare,
+        }
+    }
+
+    /// The request once more.
+    pub(crate) fn request(&self) -> Request<RequestBody> {
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in &self.headers {
+            headers.append(name.clone(), value.clone());
+        }
+        let mut request = Request::new(RequestBody::empty());
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.headers_mut() = headers;
+        request
+    }
+
+    /// Gives the vector back.
+    pub(crate) fn into_spare(mut self) -> Spare {
+        self.headers.clear();
+        self.headers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_does_no_harm_is_repeated() {
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE] {
+            assert!(may_repeat(&method, false, false));
+            assert!(!may_repeat(&method, false, true));
+        }
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            assert!(!may_repeat(&method, false, false));
+            assert!(may_repeat(&method, true, false));
+            assert!(!may_repeat(&method, true, true));
+        }
+    }
+
+    #[test]
+    fn the_copy_is_the_same_request() {
+        let mut request = Request::new(RequestBody::empty());
+        *request.uri_mut() = Uri::from_static("/a?b=c");
+        request.headers_mut().append("x-a", HeaderValue::from_static("1"));
+        request.headers_mut().append("x-a", HeaderValue::from_static("2"));
+        let copy = Copy::of(&request, Vec::new());
+        let again = copy.request();
+        assert_eq!(again.headers(), request.headers());
+        assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
+        assert!(copy.into_spare().is_empty());
+    }
+}

@@ -1,0 +1,70 @@
+//! What all workers, the follower and the admin server share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+
+use arc_swap::ArcSwap;
+
+use crate::Error;
+use crate::access_log::AccessLog;
+use crate::config::Config;
+use crate::eject::Clock;
+use crate::limit::{Connections, Networks};
+use crate::metrics::{AppStats, Histogram, WorkerStats};
+use crate::table::Table;
+
+/// The gateway's common state. Requests only read it, but for counters.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) table: Arc<ArcSwap<Table>>,
+    pub(crate) workers: Box<[WorkerStats]>,
+    /// Requests for hosts that are no app's.
+    pub(crate) unknown: AppStats,
+    pub(crate) clock: Clock,
+    pub(crate) log: Option<AccessLog>,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) deny: Networks,
+    pub(crate) trusted: Networks,
+    pub(crate) registry: RegistryStatus,
+    /// The shutdown has begun.
+    pub(crate) stopping: AtomicBool,
+}
+
+/// How the registry copy is.
+#[derive(Debug, Default)]
+pub(crate) struct RegistryStatus {
+    /// There is a snapshot or a snapshot file.
+    pub(crate) loaded: AtomicBool,
+    /// [`Clock::millis`] since which the registry is out of reach; 0: it is in reach.
+    pub(crate) stale_since: AtomicU64,
+    /// Newest revision applied.
+    pub(crate) revision: AtomicI64,
+    pub(crate) changes: AtomicU64,
+    pub(crate) snapshots: AtomicU64,
+    /// Endpoints outside the allowed addresses and ports, never dialled.
+    pub(crate) refused: AtomicU64,
+    /// Endpoints held by the mass-vanish guard.
+    pub(crate) held: AtomicU64,
+    /// Time from hearing of a change until requests obey it.
+    pub(crate) propagation: Histogram,
+}
+
+impl Shared {
+    pub(crate) fn new(config: Config, workers: usize) -> Result<Self, Error> {
+        config.check()?;
+        Ok(Self {
+            table: Arc::default(),
+            workers: (0..workers).map(|_| WorkerStats::default()).collect(),
+            unknown: AppStats::new(workers),
+            clock: Clock::new(),
+            log: AccessLog::open(&config.access_log)?,
+            connections: Arc::new(Connections::new(config.max_connections_per_client)),
+            deny: Networks::new(&config.deny),
+            trusted: Networks::new(&config.trusted_proxies),
+            registry: RegistryStatus::default(),
+            stopping: AtomicBool::new(false),
+            config,
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! Tunnels: connections that became something else than HTTP (WebSocket). Bytes are copied as they come, in both
+//! directions, through one buffer per worker: a tunnel holds memory only while its receiver is slower than its sender.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf as _, Bytes};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::flight::Flight;
+use crate::worker::Worker;
+
+/// How long the other direction may be silent after one side has closed.
+const AFTER_CLOSE: Duration = Duration::from_secs(5);
+
+/// A request that became a tunnel; it counts as under way until the tunnel ends.
+pub(crate) struct Tunnel {
+    /// The endpoint's side.
+    pub(crate) upgraded: OnUpgrade,
+    pub(crate) flight: Box<Flight>,
+    /// Longest time without a byte in either direction.
+    pub(crate) idle: Duration,
+}
+
+/// One direction.
+struct Pipe {
+    /// Read but not written.
+    rest: Bytes,
+    ended: bool,
+    closed: bool,
+    bytes: u64,
+}
+
+impl Pipe {
+    fn new(rest: Bytes) -> Self {
+        Self {
+            rest,
+            ended: false,
+            closed: false,
+            bytes: 0,
+        }
+    }
+
+    /// Copies until there is nothing to read or no room to write; ready when the sender has closed and the receiver knows.
+    fn poll(&mut self, cx: &mut Context<'_>, from: &mut TcpStream, to: &mut TcpStream, scratch: &mut [u8]) -> Poll<io::Result<()>> {
+        loop {
+            if !self.rest.is_empty() {
+                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest))?;
+                self.wrote(n)?;
+                self.rest.advance(n);
+                continue;
+            }
+            if self.ended {
+                if !self.closed {
+                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                    self.closed = true;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = ReadBuf::new(scratch);
+            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer))?;
+            let read = buffer.filled();
+            if read.is_empty() {
+                self.ended = true;
+                continue;
+            }
+            let n = match Pin::new(&mut *to).poll_write(cx, read) {
+                Poll::Ready(written) => {
+                    let n = written?;
+                    self.wrote(n)?;
+                    n
+                }
+                Poll::Pending => 0,
+            };
+            self.rest = Bytes::copy_from_slice(&read[n..]);
+        }
+    }
+
+    fn wrote(&mut self, n: usize) -> io::Result<()> {
+        if n == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.bytes += n as u64;
+        Ok(())
+    }
+}
+
+/// Copies until both sides have closed, one breaks, or nothing moves for too long. `before` is what the client sent ahead.
+pub(crate) async fn run(worker: &Rc<Worker>, mut client: TcpStream, before: Bytes, tunnel: Tunnel) {
+    let Tunnel {
+        upgraded,
+        mut flight,
+        idle,
+    } = tunnel;
+    let Ok(upgraded) = upgraded.await else {
+        flight.cut = true;
+        return;
+    };
+    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+        flight.cut = true;
+        return;
+    };
+    let mut endpoint = parts.io.into_inner();
+    let mut up = Pipe::new(before);
+    let mut down = Pipe::new(parts.read_buf);
+    worker.stats().tunnels_open.add(1);
+
+    let look = (idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
+    let mut timer = pin!(tokio::time::sleep(look));
+    let mut moved = (0, Instant::now());
+    let result = poll_fn(|cx| {
+        let mut scratch = worker.scratch.borrow_mut();
+        let sent = up.poll(cx, &mut client, &mut endpoint, &mut scratch)?;
+        let received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
+        if sent.is_ready() && received.is_ready() {
+            return Poll::Ready(io::Result::Ok(()));
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if moved.0 != up.bytes + down.bytes {
+                moved = (up.bytes + down.bytes, now);
+            }
+            let most = if up.ended || down.ended { idle.min(AFTER_CLOSE) } else { idle };
+            let still = now.saturating_duration_since(moved.1);
+            if still >= most {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            let next = if up.ended || down.ended { look.min(Duration::from_secs(1)) } else { look };
+            timer.as_mut().reset((now + next).into());
+        }
+        Poll::Pending
+    })
+    .await;
+    worker.stats().tunnels_open.sub(1);
+    flight.bytes_out = down.bytes;
+    flight.cut = result.is_err();
+}

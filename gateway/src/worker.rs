@@ -1,0 +1,247 @@
+//! A worker: one thread, one single-threaded runtime, one listener, its own connections and upstream pool. Workers share the
+//! route table, which they only read, and counters.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Cache};
+use http::HeaderValue;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::client::{Client, Limits};
+use crate::config::plain;
+use crate::metrics::WorkerStats;
+use crate::pool::{Pool, Sender};
+use crate::retry::Spare;
+use crate::shared::Shared;
+use crate::table::{App, Table};
+use crate::{answer, connection};
+
+/// Bytes of the buffer through which a worker copies tunnels.
+const SCRATCH: usize = 64 * 1024;
+
+/// What the connections of one worker share.
+pub(crate) struct Worker {
+    pub(crate) index: usize,
+    pub(crate) shared: Arc<Shared>,
+    table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
+    pub(crate) pool: Pool,
+    spares: RefCell<Vec<Spare>>,
+    pub(crate) scratch: RefCell<Box<[u8]>>,
+    pub(crate) front: hyper::server::conn::http1::Builder,
+    pub(crate) back: hyper::client::conn::http1::Builder,
+    pub(crate) limits: Limits,
+    /// How often a connection's timer looks.
+    pub(crate) tick: Duration,
+    /// Set when the worker has begun to stop: connections close after their current request.
+    pub(crate) draining: Cell<bool>,
+    pub(crate) drain: CancellationToken,
+    ids: Cell<(u64, u64)>,
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>) -> Self {
+        let config = &shared.config;
+        let mut front = hyper::server::conn::http1::Builder::new();
+        front
+            .half_close(false)
+            .header_read_timeout(None)
+            .max_header_size(config.max_head_bytes)
+            .max_buf_size(config.buffer_bytes.max(config.max_head_bytes));
+        let mut back = hyper::client::conn::http1::Builder::new();
+        back.max_buf_size(config.buffer_bytes);
+        // hyper's own limit of 100 fields costs no allocation.
+        if config.max_head_fields != 100 {
+            front.max_headers(config.max_head_fields);
+            back.max_headers(config.max_head_fields);
+        }
+        let head = Duration::from_millis(config.header_timeout_ms);
+        let body = Duration::from_millis(config.body_idle_ms);
+        let park = (config.park_after_ms > 0).then(|| Duration::from_millis(config.park_after_ms));
+        let shortest = head.min(body).min(park.unwrap_or(head));
+        Self {
+            index,
+            table: RefCell::new(Cache::new(Arc::clone(&shared.table))),
+            pool: Pool::new(config.pool_per_endpoint, Duration::from_secs(config.pool_idle_s)),
+            spares: RefCell::default(),
+            scratch: RefCell::new(vec![0; SCRATCH].into()),
+            front,
+            back,
+            limits: Limits {
+                head,
+                idle: Duration::from_secs(config.idle_timeout_s),
+                body,
+                park,
+            },
+            tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),
+            draining: Cell::new(false),
+            drain: CancellationToken::new(),
+            ids: Cell::new((rand::random(), 0)),
+            shared,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn stats(&self) -> &WorkerStats {
+        &self.shared.workers[self.index]
+    }
+
+    /// The app under that name or domain, in the newest table.
+    #[inline]
+    pub(crate) fn app(&self, key: &str) -> Option<Arc<App>> {
+        self.table.borrow_mut().load().get(key).cloned()
+    }
+
+    /// Keeps an upstream connection once it waits for its next request.
+    pub(crate) fn keep(self: &Rc<Self>, endpoint: u64, mut sender: Sender, now: Instant) {
+        if sender.is_ready() {
+            if self.pool.put(endpoint, sender, now) {
+                self.stats().pooled.add(1);
+            }
+        } else if !sender.is_closed() {
+            let worker = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                let ready = tokio::time::timeout(Duration::from_secs(5), sender.ready()).await;
+                if matches!(ready, Ok(Ok(()))) && worker.pool.put(endpoint, sender, Instant::now()) {
+                    worker.stats().pooled.add(1);
+                }
+            });
+        }
+    }
+
+    /// An upstream connection that waits for a request.
+    pub(crate) fn kept(&self, endpoint: u64) -> Option<Sender> {
+        let (sender, gone) = self.pool.take(endpoint);
+        let left = gone + u64::from(sender.is_some());
+        if left > 0 {
+            self.stats().pooled.sub(left);
+        }
+        sender
+    }
+
+    pub(crate) fn spare(&self) -> Spare {
+        self.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(crate) fn give_back(&self, spare: Spare) {
+        let mut spares = self.spares.borrow_mut();
+        if spares.len() < 256 {
+            spares.push(spare);
+        }
+    }
+
+    /// A new request id: 32 hexadecimal digits, unique by a random start and a count.
+    pub(crate) fn request_id(&self) -> HeaderValue {
+        let (start, count) = self.ids.get();
+        self.ids.set((start, count + 1));
+        let mut id = [0; 32];
+        let number = (u128::from(start) << 64) | u128::from(start.rotate_left(32) ^ count);
+        for (i, digit) in id.iter_mut().enumerate() {
+            *digit = b"0123456789abcdef"[(number >> (124 - 4 * i)) as usize & 15];
+        }
+        // Hexadecimal digits are a valid value; the fallback only spares a proof.
+        HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
+    }
+}
+
+/// The worker's thread: serves until `stop`, then lets open requests finish until the drain time-out.
+pub(crate) fn run(index: usize, shared: Arc<Shared>, listener: std::net::TcpListener, stop: &CancellationToken) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())?;
+    runtime.block_on(async move {
+        let port = listener.local_addr()?.port();
+        let listener = TcpListener::from_std(listener)?;
+        let worker = Rc::new(Worker::new(index, shared));
+        let sweeping = Rc::clone(&worker);
+        tokio::task::spawn_local(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                sweeping.stats().pooled.sub(sweeping.pool.sweep(Instant::now()));
+            }
+        });
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = accept(&worker, &listener, port) => {}
+        }
+        drop(listener);
+        worker.draining.set(true);
+        worker.drain.cancel();
+        let deadline = Instant::now() + Duration::from_secs(worker.shared.config.drain_timeout_s);
+        while worker.stats().connections_open.get() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    })
+}
+
+async fn accept(worker: &Rc<Worker>, listener: &TcpListener, port: u16) {
+    let mut pause = Duration::ZERO;
+    let port = HeaderValue::from(port);
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                pause = Duration::ZERO;
+                open(worker, stream, peer, &port);
+            }
+            Err(error) => {
+                worker.stats().accept_errors.add(1);
+                // Out of descriptors or memory: whoever waits is served when some are free; until then don't spin.
+                pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: &HeaderValue) {
+    let shared = &worker.shared;
+    let stats = worker.stats();
+    stats.connections.add(1);
+    let ip = plain(peer.ip());
+    let trusted = shared.trusted.contains(ip);
+    let most = shared.config.max_connections.div_ceil(shared.workers.len()) as u64;
+    let slot = if stats.connections_open.get() >= most {
+        None
+    } else if trusted {
+        Some(None)
+    } else {
+        shared.connections.open(ip).map(Some)
+    };
+    let Some(slot) = slot else {
+        // Best effort: the answer fits every socket buffer, and nobody waits for it.
+        let _ = stream.try_write(answer::TOO_MANY);
+        return;
+    };
+    // Fails only on a dead connection, which shows soon enough.
+    let _ = stream.set_nodelay(true);
+    let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
+    let client = Rc::new(Client::new(ip, address, port.clone(), trusted));
+    let open = Open::new(Rc::clone(worker));
+    tokio::task::spawn_local(async move {
+        connection::run(&open.0, &client, stream).await;
+        drop((slot, open));
+    });
+}
+
+/// Counts an open connection, also when its task panics.
+struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: Rc<Worker>) -> Self {
+        worker.stats().connections_open.add(1);
+        Self(worker)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.stats().connections_open.sub(1);
+    }
+}
