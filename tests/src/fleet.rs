@@ -120,6 +120,18 @@ impl Fleet {
             .expect("h1, h2 and h3 are the fleet's hosts")
     }
 
+    /// Starts and plugs in again whatever a scenario broke.
+    pub async fn heal(&self) -> Result<()> {
+        self.registry.up().await?;
+        self.registry.freeze(false).await?;
+        self.mariadb.up().await?;
+        self.zookeeper.up().await?;
+        for host in &self.hosts {
+            host.heal().await?;
+        }
+        Ok(())
+    }
+
     /// Builds the sample app and pushes it as `hello:1`, `hello:2` and `hello:3`.
     async fn push_hello(&self) -> Result<()> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

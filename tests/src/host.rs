@@ -261,6 +261,18 @@ impl Host {
         Ok(())
     }
 
+    /// Cuts the engine's port off (or opens it again); containers and their ports are reached as before.
+    pub async fn control_line(&self, open: bool) -> Result<()> {
+        let init = self.init().await?.to_string();
+        let script = if open {
+            "iptables -F INPUT"
+        } else {
+            "iptables -I INPUT -p tcp --dport 2375:2376 -j DROP"
+        };
+        process::run("nsenter", ["-t", &init, "-n", "sh", "-c", script]).await?;
+        Ok(())
+    }
+
     /// Stops the engine with SIGSTOP: it accepts calls and never answers; containers go on. `false` lets it go on.
     pub async fn freeze_dockerd(&self, frozen: bool) -> Result<()> {
         self.dockerd()
@@ -327,6 +339,7 @@ impl Host {
             return self.power_on().await;
         }
         self.cable(true).await?;
+        self.control_line(true).await?;
         self.steal_port(None).await?;
         if engine {
             self.freeze_dockerd(false).await

@@ -24,3 +24,4 @@ pub mod zk;
 pub mod zookeeper;
 
 pub use fleet::Fleet;
+pub use platform::{Mode, Platform};

@@ -1,1 +1,407 @@
-//! platform
+//! The platform under test in one of its two shapes, on the fleet's three Docker hosts.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::json;
+
+use crate::api::Api;
+use crate::check::Db;
+use crate::load::{self, Answer, Http, Load};
+use crate::roles::{self, Role};
+use crate::{Fleet, process, wait};
+
+/// The domain under which apps answer.
+pub const DOMAIN: &str = "e2e.test";
+/// Memory that each host offers to instances, MiB.
+pub const HOST_MEMORY_MB: u32 = 4096;
+
+/// How the platform runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `caas up`: one process, SQLite, registry in memory.
+    AllInOne,
+    /// Two schedulers, two gateways and a registry-sync on MariaDB and ZooKeeper.
+    Separate,
+}
+
+/// A running platform.
+#[derive(Debug)]
+pub struct Platform {
+    /// Its shape.
+    pub mode: Mode,
+    /// What it runs on.
+    pub fleet: Arc<Fleet>,
+    /// Its API, with the admin token.
+    pub api: Api,
+    /// Where its gateways answer.
+    pub gateways: Vec<SocketAddr>,
+    /// The gateways' admin ports.
+    pub admins: Vec<SocketAddr>,
+    /// Its processes.
+    pub roles: Vec<Role>,
+    /// Its database, to look at.
+    pub db: Db,
+    /// A client for single requests.
+    pub http: Http,
+    dir: PathBuf,
+}
+
+fn loopback() -> Result<SocketAddr> {
+    Ok(SocketAddr::from(([127, 0, 0, 1], process::free_port("127.0.0.1")?)))
+}
+
+impl Platform {
+    /// Starts it, adds the three hosts and the registry's credentials, and waits until all is ready.
+    pub async fn start(fleet: Arc<Fleet>, mode: Mode) -> Result<Self> {
+        let name = match mode {
+            Mode::AllInOne => "all-in-one",
+            Mode::Separate => "separate",
+        };
+        let dir = fleet.keeper.dir.join(name);
+        std::fs::create_dir_all(dir.join("home"))?;
+        let token = "caas_e2eadmin_0123456789abcdefghij0123456789abcdefghij";
+        let platform = match mode {
+            Mode::AllInOne => Self::all_in_one(fleet, dir, token).await?,
+            Mode::Separate => Self::separate(fleet, dir, token).await?,
+        };
+        platform.join_hosts().await?;
+        Ok(platform)
+    }
+
+    async fn all_in_one(fleet: Arc<Fleet>, dir: PathBuf, token: &str) -> Result<Self> {
+        let settings = Settings {
+            listen: loopback()?,
+            admin: loopback()?,
+            api: loopback()?,
+            sync_admin: loopback()?,
+        };
+        let config = settings.write(
+            &fleet,
+            &dir,
+            "up",
+            &format!("sqlite://{}/caas.db", dir.display()),
+            "memory:",
+        )?;
+        let args = format!("up --config {config} --data {} --no-host --no-context", dir.display());
+        let role = role(&fleet, &dir, "up", &args, token, (settings.api, "/healthz/ready"));
+        role.up().await?;
+        Ok(Self {
+            mode: Mode::AllInOne,
+            api: Api::new(vec![settings.api], token),
+            gateways: vec![settings.listen],
+            admins: vec![settings.admin],
+            db: Db::sqlite(&dir.join("caas.db")).await?,
+            roles: vec![role],
+            http: load::http(),
+            fleet,
+            dir,
+        })
+    }
+
+    async fn separate(fleet: Arc<Fleet>, dir: PathBuf, token: &str) -> Result<Self> {
+        let store = fleet.mariadb.database("caas").await?;
+        let registry = fleet.zookeeper.url();
+        let mut roles = Vec::new();
+        let (mut apis, mut gateways, mut admins) = (Vec::new(), Vec::new(), Vec::new());
+        for (kind, number) in [
+            ("scheduler", 1),
+            ("scheduler", 2),
+            ("registry-sync", 1),
+            ("gateway", 1),
+            ("gateway", 2),
+        ] {
+            let settings = Settings {
+                listen: loopback()?,
+                admin: loopback()?,
+                api: loopback()?,
+                sync_admin: loopback()?,
+            };
+            let name = format!("{kind}-{number}");
+            let config = settings.write(&fleet, &dir, &name, &store, &registry)?;
+            let ready = match kind {
+                "scheduler" => {
+                    apis.push(settings.api);
+                    (settings.api, "/healthz/ready")
+                }
+                "registry-sync" => (settings.sync_admin, "/ready"),
+                _ => {
+                    gateways.push(settings.listen);
+                    admins.push(settings.admin);
+                    (settings.admin, "/ready")
+                }
+            };
+            roles.push(role(
+                &fleet,
+                &dir,
+                &name,
+                &format!("{kind} --config {config}"),
+                token,
+                ready,
+            ));
+        }
+        let mut migrate = tokio::process::Command::new(roles::binary()?);
+        migrate
+            .args(["migrate", "--store", &store])
+            .env("HOME", dir.join("home"));
+        process::output(migrate).await?;
+        futures::future::try_join_all(roles.iter().map(Role::up)).await?;
+        Ok(Self {
+            mode: Mode::Separate,
+            api: Api::new(apis, token),
+            gateways,
+            admins,
+            db: Db::mysql(&store).await?,
+            roles,
+            http: load::http(),
+            fleet,
+            dir,
+        })
+    }
+
+    /// Adds the fleet's hosts and tells the registry's password.
+    async fn join_hosts(&self) -> Result<()> {
+        let registry = &self.fleet.registry;
+        let credentials = json!({"username": registry.user, "password": registry.password});
+        self.api
+            .call("PUT", &format!("/registries/{}", registry.address), Some(&credentials))
+            .await?
+            .ok()?;
+        // Both shapes run on the same hosts: each has port numbers of its own.
+        let ports = match self.mode {
+            Mode::AllInOne => [20_000, 24_999],
+            Mode::Separate => [25_000, 29_999],
+        };
+        for host in &self.fleet.hosts {
+            let body = json!({
+                "name": host.name, "address": host.address, "engine": host.engine, "memory_mb": HOST_MEMORY_MB,
+                "labels": {"number": &host.name[1..]}, "region": "test", "port_range": ports,
+            });
+            self.api
+                .call("POST", "/hosts", Some(&body))
+                .await?
+                .ok()
+                .with_context(|| host.name.clone())?;
+        }
+        self.hosts_up().await
+    }
+
+    /// Waits until all three hosts are up and may take instances.
+    pub async fn hosts_up(&self) -> Result<()> {
+        wait::until("three hosts ready", Duration::from_secs(40), async || {
+            let hosts = self.api.get("/hosts").await.map_err(|e| format!("{e:#}"))?;
+            let list = list(&hosts);
+            let ready =
+                |host: &&serde_json::Value| host["down_since"].is_null() && host["schedulability"] == "schedulable";
+            if list.iter().filter(ready).count() == 3 {
+                Ok(())
+            } else {
+                Err(hosts.to_string())
+            }
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The role of that name.
+    pub fn role(&self, name: &str) -> &Role {
+        self.roles
+            .iter()
+            .find(|role| role.name == name)
+            .expect("a role of this mode")
+    }
+
+    /// Where an app answers.
+    pub fn domain(&self, app: &str) -> String {
+        format!("{app}.{DOMAIN}")
+    }
+
+    /// The sample app's image.
+    pub fn hello(&self, version: &str) -> String {
+        self.fleet.registry.image("hello", version)
+    }
+
+    /// Load on an app over all gateways in turn.
+    pub fn load(&self, app: &str, rps: u32) -> Load {
+        Load::start(&self.gateways, &self.domain(app), rps)
+    }
+
+    /// One request to an app through the first gateway.
+    pub async fn visit(&self, app: &str, path: &str) -> Result<Answer, String> {
+        load::get(&self.http, self.gateways[0], &self.domain(app), path).await
+    }
+
+    /// Waits until requests to the app come back with 200 from `instances` different instances, all of `version`.
+    pub async fn answers(&self, app: &str, version: &str, instances: usize) -> Result<Duration> {
+        let ((), took) = wait::until(
+            &format!("{instances} answering instances of {app}"),
+            Duration::from_secs(20),
+            async || {
+                let mut seen = std::collections::BTreeSet::new();
+                for gateway in &self.gateways {
+                    for _ in 0..instances.max(1) * 2 {
+                        let answer = load::get(&self.http, *gateway, &self.domain(app), "/").await?;
+                        if answer.status != 200 || answer.version != version {
+                            return Err(format!("{} {} {}", answer.status, answer.version, answer.body));
+                        }
+                        seen.insert(answer.instance);
+                    }
+                }
+                if seen.len() == instances {
+                    Ok(())
+                } else {
+                    Err(format!("{seen:?}"))
+                }
+            },
+        )
+        .await?;
+        Ok(took)
+    }
+
+    /// Waits until one gateway sends requests to the app to `instances` different instances.
+    pub async fn answers_at(&self, gateway: SocketAddr, app: &str, instances: usize) -> Result<()> {
+        wait::until(
+            &format!("{app} through {gateway}"),
+            Duration::from_secs(20),
+            async || {
+                let mut seen = std::collections::BTreeSet::new();
+                for _ in 0..instances * 2 {
+                    let answer = load::get(&self.http, gateway, &self.domain(app), "/").await?;
+                    if answer.status != 200 {
+                        return Err(format!("{} {}", answer.status, answer.body));
+                    }
+                    seen.insert(answer.instance);
+                }
+                if seen.len() == instances {
+                    Ok(())
+                } else {
+                    Err(format!("{seen:?}"))
+                }
+            },
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Deploys the sample app as `app` and waits until all instances answer.
+    pub async fn deploy_hello(&self, app: &str, version: &str, instances: u32, spec: serde_json::Value) -> Result<()> {
+        self.api
+            .deployed(app, version, &self.hello(version), instances, spec)
+            .await?;
+        self.answers(app, version, instances as usize).await?;
+        Ok(())
+    }
+
+    /// Takes an app away and waits until it is gone.
+    pub async fn remove(&self, app: &str) -> Result<()> {
+        let reply = self.api.call("DELETE", &format!("/apps/{app}"), None).await?;
+        if reply.status == 404 {
+            return Ok(());
+        }
+        reply.ok()?;
+        wait::until(
+            &format!("removal of {app}"),
+            Duration::from_secs(60),
+            async || match self.api.call("GET", &format!("/apps/{app}"), None).await {
+                Ok(reply) if reply.status == 404 => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Runs the command line as a user would; output and exit code.
+    pub async fn cli(&self, args: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = tokio::process::Command::new(roles::binary()?);
+        command
+            .args(args)
+            .env("HOME", self.dir.join("home"))
+            .env_remove("XDG_CONFIG_HOME")
+            .kill_on_drop(true);
+        command
+            .env("CAAS_ADDR", format!("http://{}", self.api.addresses[0]))
+            .env("CAAS_TOKEN", &self.api.token);
+        let done = tokio::time::timeout(Duration::from_secs(90), command.output())
+            .await
+            .with_context(|| format!("caas {args:?}: not done within 90 s"))??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((done.status.code().unwrap_or(-1), text(&done.stdout), text(&done.stderr)))
+    }
+
+    /// The same; it must end with 0.
+    pub async fn cli_ok(&self, args: &[&str]) -> Result<String> {
+        let (code, out, err) = self.cli(args).await?;
+        if code != 0 {
+            bail!("caas {}: exit code {code}\n{out}{err}", args.join(" "));
+        }
+        Ok(out)
+    }
+
+    /// Starts whatever does not run: roles, hosts, engines, registry, ZooKeeper, database.
+    pub async fn heal(&self) -> Result<()> {
+        self.fleet.heal().await?;
+        for role in &self.roles {
+            role.up().await?;
+        }
+        self.hosts_up().await
+    }
+
+    /// The ends of all roles' logs, for a failure's report.
+    pub fn logs(&self) -> String {
+        self.roles
+            .iter()
+            .map(|role| process::tail(role.log()))
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+}
+
+/// The list in an answer, bare or wrapped.
+pub fn list(answer: &serde_json::Value) -> Vec<serde_json::Value> {
+    let wrapped = || answer.as_object().and_then(|o| o.values().find_map(|v| v.as_array()));
+    answer.as_array().or_else(wrapped).cloned().unwrap_or_default()
+}
+
+/// Where one process listens.
+struct Settings {
+    listen: SocketAddr,
+    admin: SocketAddr,
+    api: SocketAddr,
+    sync_admin: SocketAddr,
+}
+
+impl Settings {
+    /// Writes `{name}.toml`; its path.
+    fn write(&self, fleet: &Fleet, dir: &Path, name: &str, store: &str, registry: &str) -> Result<String> {
+        let path = dir.join(format!("{name}.toml"));
+        let text = format!(
+            "[store]\nurl = {store:?}\n\n[registry]\nurl = {registry:?}\n\n[engine]\ntls_dir = {tls:?}\n\n\
+             [gateway]\nlisten = \"{listen}\"\nadmin = \"{admin}\"\ndomain = {DOMAIN:?}\nid = {name:?}\nsnapshot_file = {snapshot:?}\ndrain_delay_s = 0\n\n\
+             [scheduler]\nlisten = \"{api}\"\ndefault_registry = {images:?}\nallow_fake_engines = true\n\n\
+             [scheduler.converge]\nscheduler_id = {name:?}\n\n[registry_sync]\nadmin = \"{sync}\"\n",
+            tls = fleet.pki.client().to_string_lossy(),
+            listen = self.listen,
+            admin = self.admin,
+            api = self.api,
+            images = fleet.registry.address,
+            sync = self.sync_admin,
+            snapshot = dir.join(format!("{name}-snapshot.json")),
+        );
+        std::fs::write(&path, text)?;
+        Ok(path.to_string_lossy().into_owned())
+    }
+}
+
+fn role(fleet: &Fleet, dir: &Path, name: &str, args: &str, token: &str, ready: (SocketAddr, &'static str)) -> Role {
+    let env = vec![
+        ("HOME".into(), dir.join("home").to_string_lossy().into_owned()),
+        ("CAAS_ADMIN_TOKEN".into(), token.into()),
+        ("RUST_BACKTRACE".into(), "1".into()),
+    ];
+    let args = args.split_ascii_whitespace().map(str::to_owned).collect();
+    Role::new(name, args, env, ready, dir, fleet.keeper.init)
+}

@@ -1,0 +1,223 @@
+//! Containers that misbehave: killed, removed, crashing, hanging, out of memory. What serves goes on serving.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use e2e::Platform;
+use e2e::wait::{expect, until};
+use serde_json::{Value, json};
+
+crate::support::in_both_modes! {
+    a_killed_container_is_replaced_under_load,
+    a_container_removed_by_hand_is_replaced,
+    a_hanging_instance_is_withdrawn_and_replaced,
+    an_app_out_of_memory_is_replaced_and_says_so,
+    a_version_that_exits_at_once_fails_and_the_old_one_stays,
+    a_version_that_never_answers_fails_and_the_old_one_stays,
+    a_first_deploy_that_fails_says_why,
+    an_app_without_a_health_route_counts_as_alive,
+    restart_in_place_on_failure,
+    an_app_left_alone_on_failure,
+}
+
+const SMALL: u32 = 32;
+
+/// Waits until an instance of `app` shows a failure of that code; its row.
+async fn failed_with(p: &Platform, app: &str, code: &str) -> Result<Value> {
+    let (instance, _) = until(
+        &format!("an instance of {app} failed with {code}"),
+        Duration::from_secs(30),
+        async || {
+            let all = p
+                .api
+                .get(&format!("/instances?app={app}&all=true"))
+                .await
+                .map_err(|e| format!("{e:#}"))?;
+            let list = e2e::platform::list(&all);
+            list.iter()
+                .find(|i| i["failure"]["code"] == code)
+                .cloned()
+                .ok_or_else(|| all.to_string())
+        },
+    )
+    .await?;
+    Ok(instance)
+}
+
+async fn a_killed_container_is_replaced_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("killed", "1", 3, json!({"memory_mb": SMALL})).await?;
+    let load = p.load("killed", 200);
+    load.flows(200).await?;
+    let (host, container) = p.containers("killed").await?.remove(0);
+    let at = load.began.elapsed();
+    p.fleet.host(&host).kill_container(&container.id).await?;
+    let replaced = async || load.so_far().first_new_since(at).ok_or("no new instance answers");
+    let (first, _) = until("a replacement", Duration::from_secs(15), replaced).await?;
+    load.flows(100).await?;
+    let report = load.end().await;
+    eprintln!("killed -> replacement answered: {:.0?}; {}", first - at, report.line());
+    report.flawless("kill -9 of a container")?;
+    expect(first - at < Duration::from_secs(5), || {
+        format!("replaced only after {:?}", first - at)
+    })?;
+    failed_with(p, "killed", "exited").await?;
+    Ok(())
+}
+
+async fn a_container_removed_by_hand_is_replaced(p: &Platform) -> Result<()> {
+    p.deploy_hello("removed", "1", 2, json!({"memory_mb": SMALL})).await?;
+    let load = p.load("removed", 50);
+    load.flows(30).await?;
+    let (host, container) = p.containers("removed").await?.remove(0);
+    p.fleet.host(&host).remove_container(&container.id).await?;
+    failed_with(p, "removed", "removed").await?;
+    p.answers("removed", "1", 2).await?;
+    load.end().await.flawless("docker rm -f by hand")
+}
+
+async fn a_hanging_instance_is_withdrawn_and_replaced(p: &Platform) -> Result<()> {
+    let health = json!({"interval_ms": 500, "timeout_ms": 500, "unhealthy_after": 2});
+    p.deploy_hello("hanging", "1", 2, json!({"memory_mb": SMALL, "health": health}))
+        .await?;
+    let before = p.api.instances("hanging").await?;
+    // The request that hangs the instance never comes back.
+    let hang = p.visit("hanging", "/hang");
+    let (_, failed) = futures::join!(
+        tokio::time::timeout(Duration::from_millis(200), hang),
+        failed_with(p, "hanging", "unhealthy")
+    );
+    failed?;
+    p.answers("hanging", "1", 2).await?;
+    p.settled().await?;
+    let after = p.api.instances("hanging").await?;
+    let kept = after
+        .iter()
+        .filter(|a| before.iter().any(|b| b["id"] == a["id"]))
+        .count();
+    expect(kept == 1, || format!("one of two is replaced: {before:?} {after:?}"))
+}
+
+async fn an_app_out_of_memory_is_replaced_and_says_so(p: &Platform) -> Result<()> {
+    p.deploy_hello("hungry", "1", 2, json!({"memory_mb": SMALL})).await?;
+    let _ = p.visit("hungry", "/eat?mb=200").await;
+    let instance = failed_with(p, "hungry", "out_of_memory").await?;
+    expect(instance["failure"]["exit_code"] == 137, || instance.to_string())?;
+    p.answers("hungry", "1", 2).await?;
+    Ok(())
+}
+
+/// Deploys version 2 with `spec` over a sound version 1 under load: it must fail with `code`, and 1 must stay.
+async fn bad_version(p: &Platform, app: &str, spec: Value, code: &str) -> Result<Value> {
+    p.deploy_hello(app, "1", 2, json!({"memory_mb": SMALL})).await?;
+    let load = p.load(app, 50);
+    load.flows(30).await?;
+    let operation = p.api.deploy(app, "2", &p.hello("2"), 2, spec).await?;
+    expect(operation["state"] == "failed", || format!("{operation:#}"))?;
+    expect(operation["failure"]["code"] == code, || format!("{operation:#}"))?;
+    p.answers(app, "1", 2).await?;
+    let report = load.end().await;
+    report.flawless("a deploy that fails")?;
+    let stray = report
+        .samples
+        .iter()
+        .filter(|s| s.result.as_ref().is_ok_and(|(_, version)| version != "1"))
+        .count();
+    expect(stray == 0, || format!("{stray} requests reached the bad version"))?;
+    p.settled().await?;
+    let app = p.api.get(&format!("/apps/{app}")).await?;
+    expect(app["app"]["release"] == 1, || format!("not back at release 1: {app:#}"))?;
+    Ok(operation)
+}
+
+async fn a_version_that_exits_at_once_fails_and_the_old_one_stays(p: &Platform) -> Result<()> {
+    let operation = bad_version(
+        p,
+        "exits",
+        json!({"env": {"MODE": "exit"}, "update": {"deadline_s": 20}}),
+        "exited",
+    )
+    .await?;
+    let failure = &operation["failure"];
+    expect(failure["exit_code"] == 3, || failure.to_string())?;
+    expect(
+        failure["log_tail"]
+            .to_string()
+            .contains("MODE=exit: ending with code 3"),
+        || failure.to_string(),
+    )
+}
+
+async fn a_version_that_never_answers_fails_and_the_old_one_stays(p: &Platform) -> Result<()> {
+    let health = json!({"grace_s": 3, "timeout_ms": 300});
+    let spec = json!({"env": {"MODE": "silent"}, "health": health, "update": {"deadline_s": 20}});
+    let operation = bad_version(p, "silent", spec, "never_ready").await?;
+    let probes = operation["failure"]["probes"].as_array().cloned().unwrap_or_default();
+    expect(!probes.is_empty(), || format!("no probe results: {operation:#}"))
+}
+
+async fn a_first_deploy_that_fails_says_why(p: &Platform) -> Result<()> {
+    let spec = r#"--env=MODE=exit"#;
+    let image = p.hello("1");
+    let args = [
+        "deploy",
+        "broken:1",
+        "--image",
+        &image,
+        "--instances",
+        "1",
+        "--memory",
+        "32M",
+        spec,
+    ];
+    let (code, out, error) = p.cli(&args).await?;
+    let said = format!("{out}{error}");
+    expect(code == 2, || format!("exit code {code}: {said}"))?;
+    expect(said.contains("code 3") || said.contains("exit code: 3"), || {
+        format!("the exit code is not shown:\n{said}")
+    })?;
+    expect(said.contains("MODE=exit: ending with code 3"), || {
+        format!("the log's end is not shown:\n{said}")
+    })?;
+    p.remove("broken").await
+}
+
+async fn an_app_without_a_health_route_counts_as_alive(p: &Platform) -> Result<()> {
+    p.deploy_hello("plain", "1", 1, json!({"memory_mb": SMALL, "env": {"MODE": "noping"}}))
+        .await?;
+    let instances = p.api.instances("plain").await?;
+    let first = instances.first().context("an instance")?;
+    expect(first["assumed_healthy"] == true, || first.to_string())
+}
+
+async fn restart_in_place_on_failure(p: &Platform) -> Result<()> {
+    p.deploy_hello("inplace", "1", 2, json!({"memory_mb": SMALL, "on_failure": "restart"}))
+        .await?;
+    let before = p.api.instances("inplace").await?;
+    let (host, container) = p.containers("inplace").await?.remove(0);
+    p.fleet.host(&host).kill_container(&container.id).await?;
+    until("restart in place", Duration::from_secs(20), async || {
+        let now = p.api.instances("inplace").await.map_err(|e| format!("{e:#}"))?;
+        let same = now.len() == 2 && now.iter().all(|i| before.iter().any(|b| b["id"] == i["id"]));
+        let restarted = now
+            .iter()
+            .any(|i| i["id"] == container.instance.as_str() && i["restarts"] == 1 && i["state"] == "running");
+        if same && restarted {
+            Ok(())
+        } else {
+            Err(format!("{now:?}"))
+        }
+    })
+    .await?;
+    p.answers("inplace", "1", 2).await?;
+    Ok(())
+}
+
+async fn an_app_left_alone_on_failure(p: &Platform) -> Result<()> {
+    p.deploy_hello("alone", "1", 2, json!({"memory_mb": SMALL, "on_failure": "none"}))
+        .await?;
+    let (host, container) = p.containers("alone").await?.remove(0);
+    p.fleet.host(&host).kill_container(&container.id).await?;
+    failed_with(p, "alone", "exited").await?;
+    p.answers("alone", "1", 1).await?;
+    p.remove("alone").await
+}

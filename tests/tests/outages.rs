@@ -1,0 +1,203 @@
+//! The platform's own parts fail: ZooKeeper, the database, each role, at any moment. Requests to healthy containers never
+//! fail for it, and afterwards there is exactly what was asked for.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::Platform;
+use e2e::api::deploy_body;
+use e2e::wait::{expect, throughout, until};
+use serde_json::json;
+
+crate::support::in_both_modes! {
+    schedulers_killed_in_the_middle_of_a_deploy,
+}
+
+crate::support::with_separate_roles! {
+    zookeeper_leader_killed_under_load,
+    zookeeper_away_under_load,
+    gateway_started_without_zookeeper,
+    database_away_under_load,
+    registry_sync_killed_in_the_middle_of_a_deploy,
+    gateway_killed_in_the_middle_of_a_deploy,
+    gateway_stopped_under_load,
+    everything_killed_and_started_again,
+}
+
+const SMALL: u32 = 32;
+
+async fn schedulers_killed_in_the_middle_of_a_deploy(p: &Platform) -> Result<()> {
+    p.deploy_hello("crash", "1", 4, json!({"memory_mb": SMALL})).await?;
+    let schedulers: Vec<_> = p
+        .roles
+        .iter()
+        .filter(|r| r.name.starts_with("scheduler") || r.name == "up")
+        .collect();
+    for (round, after_ms) in [40, 250, 700, 1500].into_iter().enumerate() {
+        let version = if round % 2 == 0 { "2" } else { "1" };
+        let body = deploy_body(version, &p.hello(version), 4, serde_json::Value::Null);
+        let answer = p.api.call("POST", "/apps/crash/deploy", Some(&body)).await?.ok()?;
+        let id = answer["operation"]["id"].as_str().unwrap_or_default().to_owned();
+        // Not a wait for something: the moment of the kill is what differs between rounds.
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        for scheduler in &schedulers {
+            scheduler.kill().await?;
+        }
+        for scheduler in &schedulers {
+            scheduler.up().await?;
+        }
+        let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
+        expect(operation["state"] == "succeeded", || {
+            format!("killed after {after_ms} ms: {operation:#}")
+        })?;
+        p.answers("crash", version, 4).await?;
+        p.settled().await?;
+    }
+    Ok(())
+}
+
+async fn zookeeper_leader_killed_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("election", "1", 3, json!({"memory_mb": SMALL})).await?;
+    let load = p.load("election", 100);
+    load.flows(100).await?;
+    p.fleet.zookeeper.kill_leader().await?;
+    p.api.deployed("election", "2", &p.hello("2"), 3, json!({})).await?;
+    p.answers("election", "2", 3).await?;
+    p.fleet.zookeeper.up().await?;
+    p.settled().await?;
+    load.end().await.flawless("a deploy while ZooKeeper elects a leader")
+}
+
+async fn zookeeper_away_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("nozk", "1", 3, json!({"memory_mb": SMALL})).await?;
+    let load = p.load("nozk", 100);
+    load.flows(100).await?;
+    p.fleet.zookeeper.down().await?;
+    // Longer than a ZooKeeper session: the last copy serves on.
+    throughout("serving without ZooKeeper", Duration::from_secs(12), async || {
+        load.so_far().flawless("meanwhile")
+    })
+    .await?;
+    // A container that dies meanwhile is avoided by the gateways on their own.
+    let (host, container) = p.containers("nozk").await?.remove(0);
+    p.fleet.host(&host).kill_container(&container.id).await?;
+    load.flows(200).await?;
+    p.fleet.zookeeper.up().await?;
+    p.settled().await?;
+    p.answers("nozk", "1", 3).await?;
+    let report = load.end().await;
+    eprintln!("ZooKeeper away: {}", report.line());
+    report.flawless("ZooKeeper killed and restarted")
+}
+
+async fn gateway_started_without_zookeeper(p: &Platform) -> Result<()> {
+    p.deploy_hello("cold", "1", 2, json!({"memory_mb": SMALL})).await?;
+    // Its snapshot file must hold the app before everything goes.
+    p.settled().await?;
+    let gateway = p.role("gateway-1");
+    gateway.stop(Duration::from_secs(60)).await?;
+    p.fleet.zookeeper.down().await?;
+    gateway.launch().await?;
+    let served = p.answers_at(p.gateways[0], "cold", 2).await;
+    p.fleet.zookeeper.up().await?;
+    served?;
+    gateway.ready().await?;
+    p.settled().await
+}
+
+async fn database_away_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("nodb", "1", 3, json!({"memory_mb": SMALL})).await?;
+    let load = p.load("nodb", 100);
+    load.flows(100).await?;
+    p.fleet.mariadb.down().await?;
+    let reply = p
+        .api
+        .call("POST", "/apps/nodb/scale", Some(&json!({"instances": 2})))
+        .await?;
+    let told = reply.status == 503 && reply.code() == "STORE_UNAVAILABLE";
+    expect(told, || format!("without the database: {reply:?}"))?;
+    throughout("serving without the database", Duration::from_secs(8), async || {
+        load.so_far().flawless("meanwhile")
+    })
+    .await?;
+    p.fleet.mariadb.up().await?;
+    until("the API is back", Duration::from_secs(20), async || {
+        p.api.get("/apps").await.map(drop)
+    })
+    .await?;
+    p.api
+        .done("POST", "/apps/nodb/scale", Some(&json!({"instances": 4})))
+        .await?;
+    p.answers("nodb", "1", 4).await?;
+    p.settled().await?;
+    load.end().await.flawless("MySQL killed and restarted")
+}
+
+async fn killed_during_deploys(p: &Platform, app: &str, role: &str) -> Result<()> {
+    p.deploy_hello(app, "1", 3, json!({"memory_mb": SMALL})).await?;
+    let role = p.role(role);
+    let others: Vec<_> = p.gateways[1..].to_vec();
+    let load = e2e::load::Load::start(&others, &p.domain(app), 100);
+    load.flows(50).await?;
+    for (version, after_ms) in [("2", 100), ("1", 700)] {
+        let body = deploy_body(version, &p.hello(version), 3, serde_json::Value::Null);
+        let answer = p
+            .api
+            .call("POST", &format!("/apps/{app}/deploy"), Some(&body))
+            .await?
+            .ok()?;
+        let id = answer["operation"]["id"].as_str().unwrap_or_default().to_owned();
+        tokio::time::sleep(Duration::from_millis(after_ms)).await;
+        role.kill().await?;
+        load.flows(50).await?;
+        role.up().await?;
+        let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
+        expect(operation["state"] == "succeeded", || format!("{operation:#}"))?;
+        p.answers(app, version, 3).await?;
+        p.settled().await?;
+    }
+    load.end()
+        .await
+        .flawless(&format!("{} killed in the middle of a deploy", role.name))
+}
+
+async fn registry_sync_killed_in_the_middle_of_a_deploy(p: &Platform) -> Result<()> {
+    killed_during_deploys(p, "nosync", "registry-sync-1").await
+}
+
+async fn gateway_killed_in_the_middle_of_a_deploy(p: &Platform) -> Result<()> {
+    killed_during_deploys(p, "nogate", "gateway-1").await
+}
+
+async fn gateway_stopped_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("draining", "1", 2, json!({"memory_mb": SMALL})).await?;
+    // A request under way when SIGTERM comes is answered.
+    let slow = async { p.visit("draining", "/slow?ms=1500").await.map_err(anyhow::Error::msg) };
+    let stop = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        p.role("gateway-1").stop(Duration::from_secs(60)).await
+    };
+    let (slow, stopped) = futures::join!(slow, stop);
+    p.role("gateway-1").up().await?;
+    stopped?;
+    let slow = slow?;
+    expect(slow.status == 200, || format!("{slow:?}"))
+}
+
+async fn everything_killed_and_started_again(p: &Platform) -> Result<()> {
+    p.deploy_hello("all", "1", 3, json!({"memory_mb": SMALL})).await?;
+    let body = deploy_body("2", &p.hello("2"), 5, serde_json::Value::Null);
+    let answer = p.api.call("POST", "/apps/all/deploy", Some(&body)).await?.ok()?;
+    let id = answer["operation"]["id"].as_str().unwrap_or_default().to_owned();
+    for role in &p.roles {
+        role.kill().await?;
+    }
+    p.fleet.zookeeper.down().await?;
+    p.fleet.mariadb.down().await?;
+    futures::try_join!(p.fleet.zookeeper.up(), p.fleet.mariadb.up())?;
+    futures::future::try_join_all(p.roles.iter().map(e2e::roles::Role::up)).await?;
+    let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
+    expect(operation["state"] == "succeeded", || format!("{operation:#}"))?;
+    p.answers("all", "2", 5).await?;
+    Ok(())
+}

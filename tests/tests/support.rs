@@ -1,0 +1,136 @@
+//! What every scenario stands on: the shared fleet, one platform per mode, and the clean slate afterwards.
+
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use e2e::{Fleet, Mode, Platform, platform};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+/// No scenario takes longer.
+const LIMIT: Duration = Duration::from_secs(180);
+
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.expect("a runtime can be made")
+});
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+static FLEET: OnceCell<Arc<Fleet>> = OnceCell::const_new();
+static ALL_IN_ONE: OnceCell<Platform> = OnceCell::const_new();
+static SEPARATE: OnceCell<Platform> = OnceCell::const_new();
+
+/// Why scenarios can't run here; `None` if they can. Panics instead where nothing may be skipped.
+fn skip() -> bool {
+    let Some(why) = Fleet::missing() else { return false };
+    assert!(
+        std::env::var("CAAS_TEST_REQUIRE_ALL").is_err(),
+        "the end-to-end tests can't run: {why}"
+    );
+    eprintln!("skipped: {why}");
+    true
+}
+
+/// The shared fleet.
+pub(crate) async fn fleet() -> Result<Arc<Fleet>> {
+    FLEET
+        .get_or_try_init(async || Fleet::start().await.map(Arc::new))
+        .await
+        .cloned()
+}
+
+async fn platform(mode: Mode) -> Result<&'static Platform> {
+    let cell = match mode {
+        Mode::AllInOne => &ALL_IN_ONE,
+        Mode::Separate => &SEPARATE,
+    };
+    let start = async || Platform::start(fleet().await?, mode).await;
+    cell.get_or_try_init(start)
+        .await
+        .with_context(|| format!("the platform ({mode:?}) did not start"))
+}
+
+/// Runs a scenario on the fleet alone.
+pub(crate) fn on_fleet(name: &str, scenario: impl AsyncFnOnce(Arc<Fleet>) -> Result<()>) {
+    if skip() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    RUNTIME.block_on(async {
+        let fleet = fleet().await.expect("the fleet starts");
+        let began = Instant::now();
+        let outcome = tokio::time::timeout(LIMIT, scenario(fleet)).await;
+        eprintln!("{name}: {:.1?}", began.elapsed());
+        outcome
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")))
+            .unwrap_or_else(|e| panic!("{e:?}"));
+    });
+}
+
+/// Runs a scenario on a platform; afterwards everything must be as wanted, and when its apps are removed nothing may be left.
+pub(crate) fn on_platform(mode: Mode, name: &str, scenario: impl AsyncFnOnce(&'static Platform) -> Result<()>) {
+    if skip() {
+        return;
+    }
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    RUNTIME.block_on(async {
+        let platform = platform(mode).await.unwrap_or_else(|e| panic!("{e:?}"));
+        let began = Instant::now();
+        let work = async {
+            scenario(platform).await?;
+            let told = began.elapsed();
+            platform.settled().await.context("after the scenario")?;
+            clean(platform).await?;
+            platform.settled().await.context("after the removal of its apps")?;
+            anyhow::Ok(told)
+        };
+        let outcome = tokio::time::timeout(LIMIT, work).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")));
+        match outcome {
+            Ok(told) => eprintln!("{mode:?} {name}: {told:.1?}, {:.1?} with what follows", began.elapsed()),
+            Err(error) => {
+                let logs = platform.logs();
+                // The next scenario starts on a sound platform, whatever became of this one.
+                let repaired = match platform.heal().await {
+                    Ok(()) => clean(platform).await,
+                    failed => failed,
+                };
+                panic!("{mode:?} {name} (repaired: {repaired:?}): {error:?}\n\n{logs}");
+            }
+        }
+    });
+}
+
+/// Takes all apps away.
+async fn clean(platform: &Platform) -> Result<()> {
+    let apps = platform.api.get("/apps").await?;
+    let ids: Vec<String> = platform::list(&apps)
+        .iter()
+        .filter_map(|app| Some(app["id"].as_str()?.to_owned()))
+        .collect();
+    futures::future::try_join_all(ids.iter().map(|id| platform.remove(id))).await?;
+    Ok(())
+}
+
+/// Makes one test per mode of each scenario.
+macro_rules! in_both_modes {
+    ($($name:ident),+ $(,)?) => {
+        mod all_in_one {
+            $(#[test] fn $name() { crate::support::on_platform(e2e::Mode::AllInOne, stringify!($name), super::$name); })+
+        }
+        mod separate {
+            $(#[test] fn $name() { crate::support::on_platform(e2e::Mode::Separate, stringify!($name), super::$name); })+
+        }
+    };
+}
+
+/// Makes a test of each scenario with separate roles.
+macro_rules! with_separate_roles {
+    ($($name:ident),+ $(,)?) => {
+        mod separate_only {
+            $(#[test] fn $name() { crate::support::on_platform(e2e::Mode::Separate, stringify!($name), super::$name); })+
+        }
+    };
+}
+
+pub(crate) use {in_both_modes, with_separate_roles};
