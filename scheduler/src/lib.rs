@@ -1,1 +1,152 @@
-//! .
+//! The scheduler: the HTTP API, what is wanted of apps and hosts, placement and convergence.
+//!
+//! - [`api`]: requests in, intent out; it never commands an engine to start or stop anything;
+//! - [`intent`], [`image`]: what a request means for an app, decided purely, and which image that is;
+//! - [`placement`]: which hosts fit and which of them is best, decided purely;
+//! - [`converge`], [`hosts`], [`stats`]: loops that make the fleet what the store says.
+//!
+//! The scheduler is the only writer of the store's intent and the only commander of engines. It never writes
+//! the registry.
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod api;
+mod converge;
+mod hosts;
+mod image;
+mod intent;
+mod metrics;
+mod placement;
+mod stats;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::engine::EngineOpener;
+use model::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use converge::config::ConvergeConfig;
+
+/// The scheduler's settings (`[scheduler]` in `caas.toml`).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `host[:port]` of the registry whose images are meant when a deploy names none: `{default_registry}/{app}:{version}`.
+    /// Default `127.0.0.1:5000`.
+    pub default_registry: String,
+    /// Where the admin token is written (mode 0600) when the store holds no token yet.
+    pub admin_token_file: Option<PathBuf>,
+    /// Hosts with `fake://` engines may be added (tests and trials of scale only). Default false.
+    pub allow_fake_engines: bool,
+    /// First and last host port that a new host leases to instances, when it names none. Default 20000-29999.
+    pub port_range: (u16, u16),
+    /// How an app is reached, with `{app}` in place of its id, such as `http://{app}.localhost:8080/`; shown as `url`.
+    pub app_url: Option<String>,
+    /// The loops that make the fleet what the store says.
+    pub converge: ConvergeConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            default_registry: "127.0.0.1:5000".into(),
+            admin_token_file: None,
+            allow_fake_engines: false,
+            port_range: (20_000, 29_999),
+            app_url: None,
+            converge: ConvergeConfig::default(),
+        }
+    }
+}
+
+/// What stands behind the scheduler's ports.
+#[derive(Clone)]
+pub struct Deps {
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// Opens a host's engine by its URL.
+    pub engines: EngineOpener,
+}
+
+impl std::fmt::Debug for Deps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deps")
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the scheduler can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store refuses this program for good (schema, foreign rows); an absent store is waited for.
+    #[error("the store can't be used: {0}")]
+    Store(#[from] StoreError),
+    /// The first admin token could not be made.
+    #[error("the admin token could not be made: {0}")]
+    AdminToken(String),
+}
+
+/// How long open requests may finish after the shutdown signal.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
+
+/// Runs the scheduler until `shutdown`: serves the API on `listener` and keeps the fleet converging.
+///
+/// # Errors
+/// When the store's schema does not fit, or when the first admin token can't be written.
+pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+    let metrics = Arc::new(metrics::Metrics::new());
+    let fleet = converge::Fleet::new(Arc::clone(&deps.store), deps.engines.clone());
+    let api = api::Api::new(
+        &config,
+        Arc::clone(&deps.store),
+        deps.engines.clone(),
+        Arc::clone(&fleet),
+        Arc::clone(&metrics),
+        shutdown.child_token(),
+    );
+    let stop = shutdown.child_token();
+    let _stop_all = stop.clone().drop_guard();
+    let mut serving = tokio::spawn(api::serve::serve(
+        listener,
+        api::router(api),
+        stop.clone(),
+        SHUTDOWN_GRACE,
+    ));
+    let first_token = tokio::select! {
+        made = api::auth::ensure_admin_token(&*deps.store, config.admin_token_file.as_deref()) => made,
+        () = stop.cancelled() => Ok(()),
+    };
+    if let Err(error) = first_token {
+        stop.cancel();
+        // The API answers nothing useful without a token; its end is bounded by the grace.
+        let _ = serving.await;
+        return Err(error);
+    }
+    let mut converging = tokio::spawn(converge::run(
+        config.converge,
+        Arc::clone(&deps.store),
+        fleet,
+        metrics,
+        stop.clone(),
+    ));
+    // Either one ends only at shutdown, or by a panic, which must not leave half a scheduler behind.
+    let (ended, other) = tokio::select! {
+        ended = &mut serving => (ended, converging),
+        ended = &mut converging => (ended, serving),
+    };
+    stop.cancel();
+    let other = other.await;
+    for joined in [ended, other] {
+        if let Err(error) = joined
+            && let Ok(panic) = error.try_into_panic()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! Apps: what is wanted of them, seen and changed.
+
+use axum::extract::State;
+use axum::http::Uri;
+use axum::response::{Json, Response};
+use model::store::InstanceFilter;
+use model::{App, AppConfig, AppId, AppStatus, Instance, Operation, Release, Version};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+
+use super::answer::{self, Page};
+use super::commit::{self, Look, Plan};
+use super::error::{ApiError, Code};
+use super::extract::{Call, Id, Query};
+use super::schema::{self, ChangeHeaders, ChangeQuery};
+use super::{Api, capacity, deploy, merge};
+use crate::intent::{Change, MAX_INSTANCES, Refusal};
+use crate::placement::{self, Explanation};
+
+/// An app in a list.
+#[derive(Debug, Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    app: App,
+    /// The version of its release.
+    version: Option<Version>,
+    /// Instances that serve or are on their way to.
+    live: usize,
+    /// Instances that gateways send requests to.
+    routed: usize,
+    /// Where it is reached.
+    url: Option<String>,
+}
+
+/// List apps
+#[utoipa::path(get, path = "/api/v1/apps", tag = "apps", params(Page),
+    responses((status = 200, body = [schema::AppSummary])))]
+pub(super) async fn list(State(api): State<Api>, uri: Uri, Query(page): Query<Page>) -> Result<Response, ApiError> {
+    let mut apps = api.store.app_list().await?;
+    apps.sort_by(|a, b| a.id.cmp(&b.id));
+    let instances = api.store.instance_list(&InstanceFilter::held()).await?;
+    let mut summaries = Vec::with_capacity(apps.len());
+    for app in apps {
+        let own = || instances.iter().filter(|i| i.app == app.id);
+        // The release's version stands on its instances; only an app without any is looked up.
+        let version = match own().find(|i| i.release == app.release) {
+            Some(instance) => Some(instance.version.clone()),
+            None => api.store.release_fetch(&app.id, app.release).await?.map(|r| r.version),
+        };
+        summaries.push(Summary {
+            version,
+            live: own().filter(|i| i.state.is_live()).count(),
+            routed: own().filter(|i| i.routed_at.is_some()).count(),
+            url: api.url_of(&app.id),
+            app,
+        });
+    }
+    page.of(&uri, summaries, |s| s.app.id.to_string())
+}
+
+/// An app with all that is known of it now.
+#[derive(Debug, Serialize)]
+struct Info {
+    app: App,
+    release: Option<Release>,
+    instances: Vec<Instance>,
+    operation: Option<Operation>,
+    url: Option<String>,
+}
+
+/// Show an app
+///
+/// The app, the release that should run, its instances and the operation that last changed it.
+#[utoipa::path(get, path = "/api/v1/apps/{app}", tag = "apps", responses((status = 200, body = schema::AppInfo)))]
+pub(super) async fn info(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Response, ApiError> {
+    let app = fetch(&api, &id).await?;
+    let operation = match &app.operation {
+        Some(operation) => api.store.operation_fetch(operation).await?,
+        None => None,
+    };
+    let info = Info {
+        release: api.store.release_fetch(&id, app.release).await?,
+        instances: api.store.instance_list(&InstanceFilter::held_of(&id)).await?,
+        operation,
+        url: api.url_of(&id),
+        app,
+    };
+    Ok(answer::tagged(info.app.generation, info))
+}
+
+pub(super) async fn fetch(api: &Api, id: &AppId) -> Result<App, ApiError> {
+    api.store.app_fetch(id).await?.ok_or_else(|| ApiError::no_app(id))
+}
+
+/// Remove an app
+///
+/// Its instances are drained and stopped, then the app goes, with its releases and history.
+#[utoipa::path(delete, path = "/api/v1/apps/{app}", tag = "apps", params(ChangeQuery, ChangeHeaders),
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn remove(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    let app = fetch(&api, &id).await?;
+    if app.status == AppStatus::Removing
+        && let Some(operation) = &app.operation
+        && let Some(operation) = api.store.operation_fetch(operation).await?
+    {
+        // Asked for twice is asked for once.
+        return commit::answer(&api, &call, operation, Some(app.generation)).await;
+    }
+    commit::change(&api, &call, &id, &Change::Remove).await
+}
+
+/// Replace the configuration
+///
+/// How traffic reaches the app; gateways follow while they run. The whole configuration: what is not given is default.
+#[utoipa::path(put, path = "/api/v1/apps/{app}/config", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = schema::AppConfig,
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn configure(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    let given: Map<String, Value> = call.json()?;
+    let config = merge::app_config(&AppConfig::default(), Some(&given), "")?;
+    ApiError::bad_fields("", config.check())?;
+    deploy::domains_are_free(&api, &id, &config, "").await?;
+    commit::change(&api, &call, &id, &Change::Configure(Box::new(config))).await
+}
+
+/// Another number of instances.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScaleRequest {
+    /// Wanted number of instances, 0-1,000.
+    #[schema(minimum = 0, maximum = 1000)]
+    instances: u32,
+}
+
+/// Scale
+#[utoipa::path(post, path = "/api/v1/apps/{app}/scale", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = ScaleRequest,
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn scale(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    let wanted = call.json::<ScaleRequest>()?.instances;
+    if wanted > MAX_INSTANCES {
+        return Err(Refusal::TooMany(wanted).into());
+    }
+    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+        return commit::answer(&api, &call, operation, None).await;
+    }
+    let look = Look::at(&api, &call, &id).await?;
+    let draft = look.decide(&id, &Change::Scale(wanted), model::Timestamp::now())?;
+    let release = api.store.release_fetch(&id, draft.app.release).await?;
+    // A stopped app only notes the number; one per host follows the hosts.
+    if let Some(release) = release
+        && draft.app.status == AppStatus::Running
+        && !release.spec.placement.one_per_host
+    {
+        let room = capacity::room(&api, &id, &release.spec, &capacity::Ask::UpTo(wanted)).await?;
+        if call.dry_run {
+            let mut plan = Plan::of(&draft);
+            plan.would_place = room.would_place;
+            plan.reasons = room.reasons;
+            return Ok(plan.answer());
+        }
+        if wanted > room.live && room.would_place.is_empty() && !call.queue {
+            return Err(capacity::none("change", room.reasons));
+        }
+    }
+    commit::change(&api, &call, &id, &Change::Scale(wanted)).await
+}
+
+/// Restart
+///
+/// Replaces every instance by a fresh one of the same release, as a deploy would.
+#[utoipa::path(post, path = "/api/v1/apps/{app}/restart", tag = "apps", params(ChangeQuery, ChangeHeaders),
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn restart(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    commit::change(&api, &call, &id, &Change::Restart).await
+}
+
+/// Stop
+///
+/// Drains and stops every instance; domain, configuration and releases are kept.
+#[utoipa::path(post, path = "/api/v1/apps/{app}/stop", tag = "apps", params(ChangeQuery, ChangeHeaders),
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn stop(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    commit::change(&api, &call, &id, &Change::Stop).await
+}
+
+/// Start a stopped app
+#[utoipa::path(post, path = "/api/v1/apps/{app}/start", tag = "apps", params(ChangeQuery, ChangeHeaders),
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn start(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    commit::change(&api, &call, &id, &Change::Start).await
+}
+
+/// Where to roll back to.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RollbackRequest {
+    /// The release; the last one that was fully routed before the present one when not given.
+    release: Option<u32>,
+}
+
+/// Roll back
+#[utoipa::path(post, path = "/api/v1/apps/{app}/rollback", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = RollbackRequest,
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn rollback(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    let request: RollbackRequest = call.json_or_default()?;
+    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+        return commit::answer(&api, &call, operation, None).await;
+    }
+    let app = fetch(&api, &id).await?;
+    let target = match request.release {
+        Some(release) => release,
+        None if app.previous_release != 0 && app.previous_release != app.release => app.previous_release,
+        None => commit::succeeded(&api, &app)
+            .await?
+            .into_iter()
+            .find(|release| *release != app.release)
+            .ok_or_else(|| {
+                ApiError::new(
+                    Code::Conflict,
+                    format!("app {id} has no earlier release that ever worked: name the one you want"),
+                )
+            })?,
+    };
+    if api.store.release_fetch(&id, target).await?.is_none() {
+        return Err(ApiError::not_found("release", format!("{target} of app {id}")).at("/release"));
+    }
+    commit::change(&api, &call, &id, &Change::Rollback(target)).await
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ReleasesQuery {
+    /// Most releases, 1-1,000; default 50.
+    limit: Option<u32>,
+}
+
+/// List releases, newest first
+#[utoipa::path(get, path = "/api/v1/apps/{app}/releases", tag = "apps", params(ReleasesQuery),
+    responses((status = 200, body = [schema::Release])))]
+pub(super) async fn releases(
+    State(api): State<Api>,
+    Id(id): Id<AppId>,
+    Query(query): Query<ReleasesQuery>,
+) -> Result<Json<Vec<Release>>, ApiError> {
+    fetch(&api, &id).await?;
+    let limit = answer::limit(query.limit, 50)?;
+    Ok(Json(api.store.release_list(&id, limit).await?))
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct HistoryQuery {
+    /// Also those that are gone.
+    #[serde(default)]
+    all: bool,
+}
+
+/// List an app's instances
+#[utoipa::path(get, path = "/api/v1/apps/{app}/instances", tag = "apps", params(HistoryQuery),
+    responses((status = 200, body = [schema::Instance])))]
+pub(super) async fn instances(
+    State(api): State<Api>,
+    Id(id): Id<AppId>,
+    Query(query): Query<HistoryQuery>,
+) -> Result<Json<Vec<Instance>>, ApiError> {
+    fetch(&api, &id).await?;
+    let filter = InstanceFilter {
+        released_too: query.all,
+        ..InstanceFilter::held_of(&id)
+    };
+    Ok(Json(api.store.instance_list(&filter).await?))
+}
+
+/// List an app's events
+#[utoipa::path(get, path = "/api/v1/apps/{app}/events", tag = "apps", params(super::events::EventQuery),
+    responses((status = 200, content((Vec<schema::Event> = "application/json"), (schema::Event = "text/event-stream")))))]
+pub(super) async fn events(
+    State(api): State<Api>,
+    Id(id): Id<AppId>,
+    headers: axum::http::HeaderMap,
+    Query(query): Query<super::events::EventQuery>,
+) -> Result<Response, ApiError> {
+    fetch(&api, &id).await?;
+    super::events::answer(&api, &headers, query, Some(id)).await
+}
+
+/// Why an app is placed as it is.
+#[derive(Debug, Serialize)]
+struct Why {
+    explanation: Option<Explanation>,
+    operation: Option<Operation>,
+    failed: Vec<Instance>,
+}
+
+/// Explain placement
+///
+/// Which hosts fit a further instance, which do not and why; the open operation with what it waits for; the
+/// instances that failed last.
+#[utoipa::path(get, path = "/api/v1/apps/{app}/why", tag = "apps", responses((status = 200, body = schema::Why)))]
+pub(super) async fn why(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Response, ApiError> {
+    let app = fetch(&api, &id).await?;
+    let held = api.store.instance_list(&InstanceFilter::held()).await?;
+    let explanation = match api.store.release_fetch(&id, app.release).await? {
+        Some(release) => {
+            let hosts = api.store.host_list().await?;
+            Some(placement::explain(&release.spec, &id, &hosts, &held))
+        }
+        None => None,
+    };
+    let operation = match &app.operation {
+        Some(operation) => api.store.operation_fetch(operation).await?,
+        None => None,
+    };
+    let filter = InstanceFilter {
+        released_too: true,
+        ..InstanceFilter::held_of(&id)
+    };
+    let mut failed = api.store.instance_list(&filter).await?;
+    failed.retain(|i| i.failure.is_some());
+    failed.reverse();
+    failed.truncate(5);
+    let why = Why {
+        explanation,
+        operation,
+        failed,
+    };
+    Ok(answer::tagged(app.generation, why))
+}

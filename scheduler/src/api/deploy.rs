@@ -1,0 +1,154 @@
+//! Deploy: a new release of an app, made from its version, its image's digest and the fields that are given.
+
+use std::collections::HashMap;
+
+use axum::extract::State;
+use axum::response::Response;
+use model::{AppConfig, AppId, AppStatus, ReleaseSpec, Timestamp, Version};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::commit::{self, Look, Plan};
+use super::error::{ApiError, Code};
+use super::extract::{Call, Id};
+use super::schema::{self, ChangeHeaders, ChangeQuery};
+use super::{Api, capacity, merge};
+use crate::image;
+use crate::intent::{Change, MAX_INSTANCES, Refusal};
+
+/// What is to be deployed.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DeployRequest {
+    /// The version: the tag of the image.
+    #[schema(value_type = String, example = "1")]
+    version: Version,
+    /// The image, when it is not `{registry}/{app}:{version}` of the previous release's or the default registry.
+    image: Option<String>,
+    /// Wanted number of instances, 0-1,000; as before when not given, 1 for a new app.
+    #[schema(minimum = 0, maximum = 1000)]
+    instances: Option<u32>,
+    /// Fields that are other than in the previous release; `null` brings a default back.
+    #[schema(value_type = Option<schema::ReleaseSpec>)]
+    spec: Option<Map<String, Value>>,
+    /// Fields of the app's configuration that shall change.
+    #[schema(value_type = Option<schema::AppConfig>)]
+    config: Option<Map<String, Value>>,
+}
+
+/// Deploy a version
+///
+/// Makes a new release and has it take over from the present one, instance by instance. Makes the app at its first
+/// deploy; starts a stopped app. The tag is resolved to its digest once, here. The same version again is a new release.
+#[utoipa::path(post, path = "/api/v1/apps/{app}/deploy", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = DeployRequest,
+    responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
+pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    let request: DeployRequest = call.json()?;
+    if let Some(operation) = commit::replayed(&api, &call, &app).await? {
+        return commit::answer(&api, &call, operation, None).await;
+    }
+    // A digest is asked for once, however often the change is decided anew.
+    let mut digests: HashMap<String, String> = HashMap::new();
+    for _ in 0..commit::ATTEMPTS {
+        let look = Look::at(&api, &call, &app).await?;
+        let (spec, config) = wanted(&api, &app, &request, &look).await?;
+        let digest = match digests.get(&spec.image) {
+            Some(digest) => digest.clone(),
+            None => {
+                let digest = image::resolve(&*api.store, &api.fleet, &spec.image).await?;
+                digests.insert(spec.image.clone(), digest.clone());
+                digest
+            }
+        };
+        let now = Timestamp::now();
+        let change = Change::Deploy {
+            version: request.version.clone(),
+            digest,
+            spec: Box::new(spec.clone()),
+            config: Box::new(config),
+            instances: request.instances,
+        };
+        let draft = look.decide(&app, &change, now)?;
+        let room = capacity::room(&api, &app, &spec, &capacity::Ask::Replacing(draft.app.instances)).await?;
+        if call.dry_run {
+            let mut plan = Plan::of(&draft);
+            plan.would_place = room.would_place;
+            plan.reasons = room.reasons;
+            return Ok(plan.answer());
+        }
+        // Where old instances may stop first, they make the room themselves.
+        let stops_first = spec.update.max_unavailable > 0 && room.live > 0;
+        let wants_room = draft.app.instances > 0 || spec.placement.one_per_host;
+        if room.would_place.is_empty() && wants_room && !stops_first && !call.queue {
+            return Err(capacity::none("deploy", room.reasons));
+        }
+        if let Some((operation, generation)) = commit::commit(&api, &call, look.app.as_ref(), draft, now).await? {
+            return commit::answer(&api, &call, operation, Some(generation)).await;
+        }
+    }
+    Err(commit::contended(&app))
+}
+
+/// The spec and the configuration that the request makes of the previous ones, checked.
+async fn wanted(
+    api: &Api,
+    id: &AppId,
+    request: &DeployRequest,
+    look: &Look,
+) -> Result<(ReleaseSpec, AppConfig), ApiError> {
+    if let Some(instances) = request.instances.filter(|n| *n > MAX_INSTANCES) {
+        return Err(Refusal::TooMany(instances).into());
+    }
+    let mut before = ReleaseSpec::default();
+    let mut config = AppConfig::default();
+    if let Some(app) = &look.app {
+        if app.status == AppStatus::Removing {
+            return Err(Refusal::Removing(id.clone()).into());
+        }
+        config = app.config.clone();
+        if let Some(release) = api.store.release_fetch(id, app.release).await? {
+            before = release.spec;
+        }
+    }
+    let mut spec = merge::release_spec(&before, request.spec.as_ref())?;
+    let named = request
+        .spec
+        .as_ref()
+        .and_then(|s| s.get("image"))
+        .and_then(Value::as_str);
+    spec.image = image::reference(
+        &api.default_registry,
+        id,
+        &request.version,
+        request.image.as_deref().or(named),
+        Some(&before.image),
+    );
+    let at = if request.image.is_some() { "" } else { "/spec" };
+    let (image, rest): (Vec<_>, Vec<_>) = spec.check().into_iter().partition(|e| e.field == "/image");
+    ApiError::bad_fields(at, image)?;
+    ApiError::bad_fields("/spec", rest)?;
+    let config = merge::app_config(&config, request.config.as_ref(), "/config")?;
+    ApiError::bad_fields("/config", config.check())?;
+    domains_are_free(api, id, &config, "/config").await?;
+    Ok((spec, config))
+}
+
+/// Refuses domains that another app has.
+pub(super) async fn domains_are_free(api: &Api, id: &AppId, config: &AppConfig, root: &str) -> Result<(), ApiError> {
+    if config.domains.is_empty() {
+        return Ok(());
+    }
+    for app in api.store.app_list().await?.iter().filter(|a| a.id != *id) {
+        for (i, domain) in config.domains.iter().enumerate() {
+            if app.config.domains.contains(domain) {
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!("domain {domain} belongs to app {}: take it away there first", app.id),
+                )
+                .at(format!("{root}/domains/{i}")));
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,489 @@
+//! Intent: what a request makes of an app. Pure: the app as it is and the change in, the app to be, its release and
+//! the operation by which it can be followed out. It never asks the store, an engine or the clock.
+
+use model::{
+    App, AppConfig, AppId, AppStatus, Generation, InstanceId, Operation, OperationId, OperationKind, OperationState,
+    Release, ReleaseSpec, Step, StepState, TenantId, Timestamp, Version,
+};
+
+/// Most instances of one app.
+pub(crate) const MAX_INSTANCES: u32 = 1_000;
+
+/// A wanted change of an app.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// A new release; makes the app when there is none, starts it when it is stopped.
+    Deploy {
+        /// The image's tag.
+        version: Version,
+        /// The digest to which it resolved.
+        digest: String,
+        /// What the containers are made from.
+        spec: Box<ReleaseSpec>,
+        /// How traffic reaches them.
+        config: Box<AppConfig>,
+        /// Another number of instances; `None`: as many as before, 1 for a new app.
+        instances: Option<u32>,
+    },
+    /// Another number of instances.
+    Scale(u32),
+    /// All instances replaced by fresh ones.
+    Restart,
+    /// One instance, already draining, replaced by a fresh one.
+    Replace(InstanceId),
+    /// All instances stopped.
+    Stop,
+    /// Started again.
+    Start,
+    /// An earlier release.
+    Rollback(u32),
+    /// Taken away.
+    Remove,
+    /// Another way for traffic to reach it.
+    Configure(Box<AppConfig>),
+}
+
+/// What a decision is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Situation<'a> {
+    /// The app's id.
+    pub(crate) id: &'a AppId,
+    /// The app, if there is one.
+    pub(crate) app: Option<&'a App>,
+    /// Its operation that is not final, if there is one.
+    pub(crate) open: Option<&'a Operation>,
+    /// Its present release was fully routed once.
+    pub(crate) settled: bool,
+    /// The present.
+    pub(crate) now: Timestamp,
+}
+
+/// A decided change, ready to be committed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Draft {
+    /// The app to be.
+    pub(crate) app: App,
+    /// The new release.
+    pub(crate) release: Option<Release>,
+    /// The operation by which it can be followed.
+    pub(crate) operation: Operation,
+    /// One sentence for the audit.
+    pub(crate) message: String,
+}
+
+/// Why a change is not possible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// There is no such app.
+    #[error("there is no app {0}")]
+    NoSuchApp(AppId),
+    /// It is being removed.
+    #[error("app {0} is being removed: wait until it has gone")]
+    Removing(AppId),
+    /// It is stopped.
+    #[error("app {0} is stopped: start it first")]
+    Stopped(AppId),
+    /// It runs that release already.
+    #[error("app {0} is at release {1} already")]
+    AlreadyAt(AppId, u32),
+    /// The number of instances is out of range.
+    #[error("{0} instances: it must be 0 to {MAX_INSTANCES}")]
+    TooMany(u32),
+}
+
+/// What `change` makes of the app in this situation.
+pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft, Refusal> {
+    let Situation { id, now, settled, .. } = *situation;
+    if let Change::Deploy {
+        version,
+        digest,
+        spec,
+        config,
+        instances,
+    } = change
+    {
+        let mut app = match situation.app {
+            Some(app) if app.status == AppStatus::Removing => return Err(Refusal::Removing(id.clone())),
+            Some(app) => app.clone(),
+            None => new_app(id, now),
+        };
+        let number = app.last_release + 1;
+        if settled {
+            app.previous_release = app.release;
+        }
+        app.release = number;
+        app.last_release = number;
+        app.instances = checked(instances.unwrap_or(app.instances))?;
+        app.config = (**config).clone();
+        app.status = AppStatus::Running;
+        let release = Release {
+            app: id.clone(),
+            number,
+            version: version.clone(),
+            digest: digest.clone(),
+            spec: (**spec).clone(),
+            created_at: now,
+        };
+        let message = format!("deploy {id}:{version} as release {number}, {} instances", app.instances);
+        let operation = operation(id, OperationKind::Deploy, Some(number), now);
+        return Ok(draft(app, Some(release), operation, message, now));
+    }
+
+    let Some(current) = situation.app else {
+        return Err(Refusal::NoSuchApp(id.clone()));
+    };
+    if current.status == AppStatus::Removing {
+        return Err(Refusal::Removing(id.clone()));
+    }
+    let mut app = current.clone();
+    let new = |kind| operation(id, kind, None, now);
+    let (operation, message) = match change {
+        Change::Deploy { .. } => unreachable!("answered above"),
+        Change::Scale(instances) => {
+            app.instances = checked(*instances)?;
+            let from = current.instances;
+            // A deploy on its way goes on with the new number: it must not lose its way back.
+            let operation = going_on(situation, OperationKind::Scale);
+            (operation, format!("scale {id} from {from} to {instances} instances"))
+        }
+        Change::Restart => {
+            running(current)?;
+            app.restart_before = Some(now);
+            (going_on(situation, OperationKind::Restart), format!("restart {id}"))
+        }
+        Change::Replace(instance) => {
+            running(current)?;
+            let operation = going_on(situation, OperationKind::Restart);
+            (operation, format!("replace instance {instance} of {id} by a fresh one"))
+        }
+        Change::Stop => {
+            app.status = AppStatus::Stopped;
+            (new(OperationKind::Stop), format!("stop {id}"))
+        }
+        Change::Start => {
+            app.status = AppStatus::Running;
+            (going_on(situation, OperationKind::Start), format!("start {id}"))
+        }
+        Change::Rollback(release) => {
+            if *release == current.release && current.status == AppStatus::Running {
+                return Err(Refusal::AlreadyAt(id.clone(), *release));
+            }
+            if settled {
+                app.previous_release = current.release;
+            }
+            if app.previous_release == *release {
+                app.previous_release = 0;
+            }
+            app.release = *release;
+            app.status = AppStatus::Running;
+            let operation = operation(id, OperationKind::Rollback, Some(*release), now);
+            let from = current.release;
+            (operation, format!("roll {id} back from release {from} to {release}"))
+        }
+        Change::Remove => {
+            app.status = AppStatus::Removing;
+            (new(OperationKind::Remove), format!("remove {id}"))
+        }
+        Change::Configure(config) => {
+            app.config = (**config).clone();
+            let mut operation = going_on(situation, OperationKind::Configure);
+            if operation.kind == OperationKind::Configure {
+                operation.state = OperationState::Succeeded;
+                operation.message = "recorded; gateways follow".into();
+            }
+            (operation, format!("configure {id}"))
+        }
+    };
+    Ok(draft(app, None, operation, message, now))
+}
+
+fn draft(mut app: App, release: Option<Release>, operation: Operation, message: String, now: Timestamp) -> Draft {
+    app.operation = Some(operation.id.clone());
+    app.updated_at = now;
+    Draft {
+        app,
+        release,
+        operation,
+        message,
+    }
+}
+
+fn checked(instances: u32) -> Result<u32, Refusal> {
+    if instances > MAX_INSTANCES {
+        return Err(Refusal::TooMany(instances));
+    }
+    Ok(instances)
+}
+
+fn running(app: &App) -> Result<(), Refusal> {
+    match app.status {
+        AppStatus::Stopped => Err(Refusal::Stopped(app.id.clone())),
+        _ => Ok(()),
+    }
+}
+
+fn new_app(id: &AppId, now: Timestamp) -> App {
+    App {
+        id: id.clone(),
+        tenant: TenantId::default_tenant(),
+        status: AppStatus::Running,
+        instances: 1,
+        release: 0,
+        previous_release: 0,
+        last_release: 0,
+        restart_before: None,
+        config: AppConfig::default(),
+        operation: None,
+        placements: 0,
+        created_at: now,
+        updated_at: now,
+        generation: Generation::FIRST,
+    }
+}
+
+/// A draft that stands for nothing.
+pub(crate) fn blank(id: &AppId, now: Timestamp) -> Draft {
+    let operation = operation(id, OperationKind::Configure, None, now);
+    draft(new_app(id, now), None, operation, String::new(), now)
+}
+
+/// The operation of a change that leaves an open deploy or rollback as it is: that one under a new id, so that it
+/// still can fail and return; otherwise a new one of `kind`.
+fn going_on(situation: &Situation<'_>, kind: OperationKind) -> Operation {
+    match situation.open {
+        Some(open)
+            if matches!(open.kind, OperationKind::Deploy | OperationKind::Rollback)
+                && situation.app.is_some_and(|a| open.release == Some(a.release)) =>
+        {
+            Operation {
+                id: OperationId::random(),
+                updated_at: situation.now,
+                generation: Generation::FIRST,
+                ..open.clone()
+            }
+        }
+        _ => operation(situation.id, kind, None, situation.now),
+    }
+}
+
+/// A new operation with its steps still to come.
+fn operation(app: &AppId, kind: OperationKind, release: Option<u32>, now: Timestamp) -> Operation {
+    Operation {
+        app: Some(app.clone()),
+        release,
+        ..blank_operation(kind, now)
+    }
+}
+
+/// A new operation about nothing yet.
+pub(crate) fn blank_operation(kind: OperationKind, now: Timestamp) -> Operation {
+    let names: &[&str] = match kind {
+        OperationKind::Stop | OperationKind::Remove | OperationKind::DrainHost => &["drain", "stop"],
+        OperationKind::Configure => &[],
+        _ => &["pull", "create", "start", "probe", "route"],
+    };
+    Operation {
+        id: OperationId::random(),
+        kind,
+        app: None,
+        host: None,
+        release: None,
+        state: OperationState::Running,
+        message: String::new(),
+        failure: None,
+        steps: names
+            .iter()
+            .map(|name| Step {
+                name: (*name).to_owned(),
+                state: StepState::Pending,
+                detail: String::new(),
+                at: now,
+            })
+            .collect(),
+        reasons: Vec::new(),
+        created_at: now,
+        updated_at: now,
+        generation: Generation::FIRST,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+
+    fn id() -> AppId {
+        "hello".parse().unwrap()
+    }
+
+    fn deploy(version: &str, instances: Option<u32>) -> Change {
+        Change::Deploy {
+            version: version.parse().unwrap(),
+            digest: "sha256:0".into(),
+            spec: Box::default(),
+            config: Box::default(),
+            instances,
+        }
+    }
+
+    fn at<'a>(id: &'a AppId, app: Option<&'a App>, settled: bool) -> Situation<'a> {
+        Situation {
+            id,
+            app,
+            open: None,
+            settled,
+            now: NOW,
+        }
+    }
+
+    /// The app after deploys of which the last was fully routed.
+    fn app_at(release: u32, previous: u32) -> App {
+        App {
+            release,
+            last_release: release,
+            previous_release: previous,
+            instances: 3,
+            ..new_app(&id(), NOW)
+        }
+    }
+
+    #[test]
+    fn the_first_deploy_makes_the_app() {
+        let id = id();
+        let draft = decide(&at(&id, None, false), &deploy("1", None)).unwrap();
+        assert_eq!(
+            (draft.app.release, draft.app.last_release, draft.app.previous_release),
+            (1, 1, 0)
+        );
+        assert_eq!((draft.app.instances, draft.app.status), (1, AppStatus::Running));
+        assert_eq!(draft.release.unwrap().number, 1);
+        assert_eq!(draft.app.operation, Some(draft.operation.id));
+        assert_eq!(draft.operation.release, Some(1));
+    }
+
+    #[test]
+    fn a_deploy_remembers_the_last_release_that_was_routed() {
+        let id = id();
+        let app = app_at(4, 2);
+        let routed = decide(&at(&id, Some(&app), true), &deploy("5", Some(7))).unwrap();
+        assert_eq!(
+            (routed.app.release, routed.app.previous_release, routed.app.instances),
+            (5, 4, 7)
+        );
+        let never_routed = decide(&at(&id, Some(&app), false), &deploy("5", None)).unwrap();
+        assert_eq!((never_routed.app.previous_release, never_routed.app.instances), (2, 3));
+    }
+
+    #[test]
+    fn a_deploy_starts_a_stopped_app_and_never_a_leaving_one() {
+        let id = id();
+        let mut app = app_at(1, 0);
+        app.status = AppStatus::Stopped;
+        let draft = decide(&at(&id, Some(&app), true), &deploy("1", None)).unwrap();
+        assert_eq!(draft.app.status, AppStatus::Running);
+        app.status = AppStatus::Removing;
+        for change in [deploy("1", None), Change::Scale(1), Change::Start, Change::Remove] {
+            assert_eq!(
+                decide(&at(&id, Some(&app), true), &change),
+                Err(Refusal::Removing(id.clone()))
+            );
+        }
+    }
+
+    #[test]
+    fn nothing_but_a_deploy_makes_an_app() {
+        let id = id();
+        for change in [
+            Change::Scale(1),
+            Change::Restart,
+            Change::Stop,
+            Change::Start,
+            Change::Rollback(1),
+            Change::Remove,
+            Change::Configure(Box::default()),
+        ] {
+            assert_eq!(
+                decide(&at(&id, None, false), &change),
+                Err(Refusal::NoSuchApp(id.clone()))
+            );
+        }
+    }
+
+    #[test]
+    fn instances_are_bounded() {
+        let id = id();
+        let app = app_at(1, 0);
+        let scale = |n| decide(&at(&id, Some(&app), true), &Change::Scale(n));
+        assert_eq!(scale(0).unwrap().app.instances, 0);
+        assert_eq!(scale(1_000).unwrap().app.instances, 1_000);
+        assert_eq!(scale(1_001), Err(Refusal::TooMany(1_001)));
+        assert_eq!(
+            decide(&at(&id, None, false), &deploy("1", Some(u32::MAX))),
+            Err(Refusal::TooMany(u32::MAX))
+        );
+    }
+
+    #[test]
+    fn a_rollback_goes_there_and_the_next_one_back_again() {
+        let id = id();
+        let app = app_at(3, 2);
+        let back = decide(&at(&id, Some(&app), true), &Change::Rollback(2)).unwrap();
+        assert_eq!(
+            (back.app.release, back.app.previous_release, back.app.last_release),
+            (2, 3, 3)
+        );
+        let forth = decide(&at(&id, Some(&back.app), true), &Change::Rollback(3)).unwrap();
+        assert_eq!((forth.app.release, forth.app.previous_release), (3, 2));
+        // From a release that never worked there is no way back to it.
+        let broken = decide(&at(&id, Some(&app), false), &Change::Rollback(2)).unwrap();
+        assert_eq!((broken.app.release, broken.app.previous_release), (2, 0));
+        assert_eq!(
+            decide(&at(&id, Some(&app), true), &Change::Rollback(3)),
+            Err(Refusal::AlreadyAt(id.clone(), 3))
+        );
+    }
+
+    #[test]
+    fn a_deploy_on_its_way_survives_scaling_and_configuring() {
+        let id = id();
+        let app = app_at(4, 3);
+        let mut open = operation(&id, OperationKind::Deploy, Some(4), NOW);
+        open.state = OperationState::Blocked;
+        let situation = Situation {
+            open: Some(&open),
+            ..at(&id, Some(&app), false)
+        };
+        for change in [Change::Scale(9), Change::Configure(Box::default()), Change::Restart] {
+            let draft = decide(&situation, &change).unwrap();
+            assert_eq!(draft.operation.kind, OperationKind::Deploy);
+            assert_eq!(draft.operation.release, Some(4));
+            assert_eq!(draft.operation.state, OperationState::Blocked);
+            assert_ne!(draft.operation.id, open.id);
+        }
+        let stop = decide(&situation, &Change::Stop).unwrap();
+        assert_eq!(stop.operation.kind, OperationKind::Stop);
+    }
+
+    #[test]
+    fn a_configuration_is_done_as_soon_as_it_is_recorded() {
+        let id = id();
+        let app = app_at(1, 0);
+        let draft = decide(&at(&id, Some(&app), true), &Change::Configure(Box::default())).unwrap();
+        assert_eq!(draft.operation.state, OperationState::Succeeded);
+        assert_eq!(draft.app.release, 1);
+    }
+
+    #[test]
+    fn a_stopped_app_is_not_restarted() {
+        let id = id();
+        let mut app = app_at(1, 0);
+        let draft = decide(&at(&id, Some(&app), true), &Change::Restart).unwrap();
+        assert_eq!(draft.app.restart_before, Some(NOW));
+        app.status = AppStatus::Stopped;
+        assert_eq!(
+            decide(&at(&id, Some(&app), true), &Change::Restart),
+            Err(Refusal::Stopped(id.clone()))
+        );
+    }
+}
