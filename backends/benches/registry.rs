@@ -24,6 +24,18 @@ fn resident() -> u64 {
     pages * 4_096 / (1 << 20)
 }
 
+/// Processor time that this process has used.
+fn processor() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<u64> = stat
+        .split(' ')
+        .skip(13)
+        .take(2)
+        .filter_map(|f| f.parse().ok())
+        .collect();
+    Duration::from_millis(fields.iter().sum::<u64>() * 10)
+}
+
 fn show(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |q: f64| {
@@ -72,6 +84,7 @@ async fn measure(zookeeper: &ZooKeeper) {
     drop(changes);
 
     let mut loads = Vec::new();
+    let used = processor();
     for i in 0..5 {
         let reader = zookeeper.reader("");
         let before = resident();
@@ -87,6 +100,7 @@ async fn measure(zookeeper: &ZooKeeper) {
             );
         }
     }
+    println!("  processor time per load: {:.2?}", (processor() - used) / 5);
     show("connect and load 30,000 endpoints", loads);
 
     let reader = zookeeper.reader("");

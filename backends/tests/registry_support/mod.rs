@@ -5,7 +5,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use caas_backends::registry::zookeeper::{Address, Options, ZooKeeperReader, ZooKeeperWriter};
@@ -26,7 +26,7 @@ const JARS: [&str; 9] = [
 const UNTIL_WE_DIE: &str =
     r#""$@" >/dev/null 2>&1 </dev/null & pid=$!; echo $pid; cat >/dev/null; kill -9 $pid 2>/dev/null"#;
 /// Removes a directory when this process dies.
-const CLEAN_UP: &str = r#"cat >/dev/null; sleep 0.3; rm -rf "$0""#;
+const CLEAN_UP: &str = r#"cat >/dev/null; sleep 0.2; rm -rf "$0""#;
 
 /// A running server: its supervisor, and its own pid.
 #[derive(Debug)]
@@ -65,11 +65,6 @@ impl Server {
         }
     }
 
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.pid.to_string()]).status();
-        assert!(status.expect("kill").success(), "kill {signal}");
-    }
-
     fn kill(mut self) {
         drop(self.supervisor.stdin.take());
         self.supervisor.wait().expect("the supervisor");
@@ -83,7 +78,7 @@ pub struct ZooKeeper {
     ports: Vec<u16>,
     servers: Vec<Option<Server>>,
     /// Its end removes the directory.
-    _cleaner: ChildStdin,
+    cleaner: Child,
 }
 
 impl Drop for ZooKeeper {
@@ -91,7 +86,8 @@ impl Drop for ZooKeeper {
         for server in self.servers.drain(..).flatten() {
             server.kill();
         }
-        std::fs::remove_dir_all(&self.dir).ok();
+        drop(self.cleaner.stdin.take());
+        self.cleaner.wait().ok();
     }
 }
 
@@ -138,15 +134,14 @@ impl ZooKeeper {
                 members += &format!("server.{}=127.0.0.1:{}:{}\n", i + 1, ports[n + i], ports[2 * n + i]);
             }
         }
-        for i in 0..n {
+        for (i, port) in ports[..n].iter().enumerate() {
             let data = dir.join(format!("{}", i + 1));
             std::fs::create_dir_all(&data).expect("a directory");
             std::fs::write(data.join("myid"), format!("{}", i + 1)).expect("written");
             let config = format!(
-                "tickTime=500\ninitLimit=20\nsyncLimit=10\ndataDir={}\nclientPort={}\nclientPortAddress=127.0.0.1\n\
+                "tickTime=500\ninitLimit=20\nsyncLimit=10\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
                  admin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\nforceSync=no\n{members}",
-                data.display(),
-                ports[i],
+                data.display()
             );
             std::fs::write(dir.join(format!("{}.cfg", i + 1)), config).expect("written");
         }
@@ -154,7 +149,7 @@ impl ZooKeeper {
             dir,
             ports: ports[..n].to_vec(),
             servers: (0..n).map(|_| None).collect(),
-            _cleaner: cleaner,
+            cleaner,
         };
         for i in 0..n {
             zookeeper.start_server(i);
@@ -207,13 +202,13 @@ impl ZooKeeper {
     }
 }
 
-fn scratch() -> (PathBuf, ChildStdin) {
+fn scratch() -> (PathBuf, Child) {
     let dir = tempfile::Builder::new()
         .prefix("caas-registry-")
         .tempdir()
         .expect("a directory")
         .keep();
-    let mut cleaner = Command::new("sh")
+    let cleaner = Command::new("sh")
         .args(["-c", CLEAN_UP])
         .arg(&dir)
         .stdin(Stdio::piped())
@@ -221,8 +216,7 @@ fn scratch() -> (PathBuf, ChildStdin) {
         .stderr(Stdio::null())
         .spawn()
         .expect("a shell");
-    let stdin = cleaner.stdin.take().expect("piped");
-    (dir, stdin)
+    (dir, cleaner)
 }
 
 fn mode(port: u16) -> bool {

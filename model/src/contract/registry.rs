@@ -313,7 +313,7 @@ pub async fn a_lagging_reader_hears_the_state(reader: Arc<dyn RegistryReader>, w
 /// Replacing an endpoint in one call never shows the app without one, whatever the order in the call.
 pub async fn a_replacement_leaves_no_gap(reader: Arc<dyn RegistryReader>, writer: Arc<dyn RegistryWriter>) {
     lead(&*writer).await;
-    let container = |i: u16| key("hello", if i % 2 == 0 { "1" } else { "2" }, &format!("c{i}"));
+    let container = |i: u16| key("hello", if i.is_multiple_of(2) { "1" } else { "2" }, &format!("c{i}"));
     let put = |i: u16| RegistryChange::Put(container(i), endpoint(20_000 + i));
     writer.apply(&[put(0)]).await.expect("written");
     let mut mirror = Mirror::new(&*reader);
@@ -321,9 +321,9 @@ pub async fn a_replacement_leaves_no_gap(reader: Arc<dyn RegistryReader>, writer
     let mut last = RegistryRevision::default();
     for i in 1..=200 {
         let (new, old) = (put(i), RegistryChange::Remove(container(i - 1)));
-        let changes = if i % 3 == 0 { [old, new] } else { [new, old] };
+        let changes = if i.is_multiple_of(3) { [old, new] } else { [new, old] };
         last = writer.apply(&changes).await.expect("written");
-        if i % 5 == 0 {
+        if i.is_multiple_of(5) {
             // Let the reader fall behind now and then, and catch up.
             mirror
                 .until("anything", |m| m.content.revision > RegistryRevision(0))
@@ -355,7 +355,7 @@ pub async fn a_revision_is_complete(reader: Arc<dyn RegistryReader>, writer: Arc
         for i in 1..=WRITES {
             let key = key("hello", "1", &format!("c{}", i * 7 % 20));
             // Every third write withdraws, and no port is written twice.
-            let port = (i % 3 != 0).then(|| endpoint(i));
+            let port = (!i.is_multiple_of(3)).then(|| endpoint(i));
             let change = match port {
                 Some(endpoint) => RegistryChange::Put(key.clone(), endpoint),
                 None => RegistryChange::Remove(key.clone()),
