@@ -27,6 +27,9 @@ const WORTH_WRITING: u32 = 5;
 /// The last reading of a container's CPU time.
 type Readings = HashMap<InstanceId, (Instant, u64)>;
 
+/// One container's figures and when they were read.
+type Reading = (InstanceId, Instant, ContainerStats);
+
 /// Reads figures until `shutdown`.
 pub(crate) async fn run(
     config: Arc<ConvergeConfig>,
@@ -75,7 +78,7 @@ async fn round(fleet: &Arc<Fleet>, readings: &mut Readings) -> bool {
         async move { (host, read_host(fleet, host, containers).await) }
     });
     let asked: Vec<_> = asked.collect();
-    let answers: Vec<(&Host, Vec<(InstanceId, Instant, ContainerStats)>)> = futures::stream::iter(asked)
+    let answers: Vec<(&Host, Vec<Reading>)> = futures::stream::iter(asked)
         .buffer_unordered(HOSTS_AT_ONCE)
         .collect()
         .await;
@@ -97,11 +100,7 @@ async fn round(fleet: &Arc<Fleet>, readings: &mut Readings) -> bool {
     true
 }
 
-async fn read_host(
-    fleet: &Fleet,
-    host: &Host,
-    containers: Vec<(InstanceId, ContainerId)>,
-) -> Vec<(InstanceId, Instant, ContainerStats)> {
+async fn read_host(fleet: &Fleet, host: &Host, containers: Vec<(InstanceId, ContainerId)>) -> Vec<Reading> {
     let Ok(engine) = fleet.engine(host) else {
         return Vec::new();
     };

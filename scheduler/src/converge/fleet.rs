@@ -19,12 +19,14 @@ pub(crate) struct Observation {
     pub containers: HashMap<InstanceId, Container>,
 }
 
+/// An opened engine and the URL from which it was opened.
+type Opened = (String, Arc<dyn Engine>);
+
 /// Engines, observations and figures of all hosts.
 pub(crate) struct Fleet {
     pub(crate) store: Arc<dyn Store>,
     opener: EngineOpener,
-    /// Per host the URL and its opened engine.
-    engines: Mutex<HashMap<HostName, (String, Arc<dyn Engine>)>>,
+    engines: Mutex<HashMap<HostName, Opened>>,
     observations: Mutex<HashMap<HostName, Arc<Observation>>>,
     stats: Mutex<HashMap<InstanceId, ContainerStats>>,
     /// Per watched host: asks its monitor to list again.

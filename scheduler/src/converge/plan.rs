@@ -265,7 +265,7 @@ pub(crate) fn plan(facts: &Facts<'_>) -> Decision {
                 .instances
                 .iter()
                 .filter(|i| i.state.is_live() && !lost_now.contains(&i.id));
-            decision.actions.extend(live.map(|i| Action::Drain(i.id.clone())));
+            live.for_each(|i| retire(i, &mut decision));
             if facts.app.status == AppStatus::Removing && facts.instances.is_empty() {
                 decision.actions.push(Action::Delete);
             }
@@ -495,7 +495,7 @@ fn drain_old(
         }
         live -= 1;
         serving -= usize::from(is_serving(instance));
-        decision.actions.push(Action::Drain(instance.id.clone()));
+        retire(instance, decision);
     }
 }
 
@@ -580,9 +580,7 @@ fn one_per_host(
     let names: HashSet<&HostName> = targets.iter().map(|h| &h.name).collect();
     let served: HashSet<&HostName> = current.iter().filter(|i| is_serving(i)).map(|i| &i.host).collect();
     let (aside, replaced): (Vec<&Instance>, Vec<&Instance>) = old.iter().partition(|i| !names.contains(&i.host));
-    decision
-        .actions
-        .extend(aside.iter().map(|i| Action::Drain(i.id.clone())));
+    aside.iter().for_each(|i| retire(i, decision));
     drain_old(spec, current, &replaced, desired, decision, |i| {
         served.contains(&i.host) || spec.update.max_unavailable > 0
     });
