@@ -188,17 +188,18 @@ pub enum InstanceChange {
     Routed,
     /// It failed its probes while running; it is taken out of the registry. Legal when running.
     Unhealthy(Failure),
-    /// It failed for good. Legal before it is drained; also when draining.
+    /// It failed for good. Legal before it is drained; also when draining; and, until its resources are given back, when
+    /// failed: a fuller report (its last log lines are read before the container goes).
     Failed(Failure),
     /// It shall go. Legal when placed, starting, running, unhealthy.
     Drain,
     /// Withdrawn from the registry, acknowledged, no open requests. Legal when draining.
     Drained,
-    /// Its host is gone. Legal in any state that is not stopped.
+    /// Its host is gone. Legal in any state that is not stopped, before its resources are given back.
     Lost(Failure),
     /// A lost instance's host is back, its container still runs and it was not replaced yet. Legal when lost.
     Found,
-    /// Its container is gone: memory and port are given back. Legal when placed, drained, failed, lost.
+    /// Its container is gone: memory and port are given back. Legal once, when placed, drained, failed, lost.
     Stopped,
     /// The app reported its own heartbeat. Legal while it has a container.
     Heartbeat,
@@ -278,8 +279,9 @@ impl Instance {
             InstanceChange::Failed(failure) => {
                 if !matches!(
                     self.state,
-                    S::Placed | S::Starting | S::Running | S::Unhealthy | S::Draining
-                ) {
+                    S::Placed | S::Starting | S::Running | S::Unhealthy | S::Draining | S::Failed
+                ) || self.released_at.is_some()
+                {
                     return refuse("failed");
                 }
                 next.state = S::Failed;
@@ -300,7 +302,7 @@ impl Instance {
                 next.routed_at = None;
             }
             InstanceChange::Lost(failure) => {
-                if matches!(self.state, S::Stopped | S::Lost) {
+                if matches!(self.state, S::Stopped | S::Lost) || self.released_at.is_some() {
                     return refuse("lost");
                 }
                 next.state = S::Lost;
@@ -316,7 +318,8 @@ impl Instance {
                 next.failure = None;
             }
             InstanceChange::Stopped => {
-                if !matches!(self.state, S::Placed | S::Drained | S::Failed | S::Lost) {
+                // What was given back once is not given back again.
+                if !matches!(self.state, S::Placed | S::Drained | S::Failed | S::Lost) || self.released_at.is_some() {
                     return refuse("stopped");
                 }
                 // A failed instance keeps its state: what it died of stays to be read.
@@ -337,5 +340,150 @@ impl Instance {
         }
         next.generation = self.generation.next();
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn instance() -> Instance {
+        Instance {
+            id: InstanceId::random(),
+            app: "hello".parse().expect("valid"),
+            release: 1,
+            version: "1".parse().expect("valid"),
+            host: "h1".parse().expect("valid"),
+            port: 20_000,
+            container: None,
+            state: InstanceState::Placed,
+            routed_at: None,
+            assumed_healthy: false,
+            failure: None,
+            restarts: 0,
+            memory_mb: 64,
+            cpu_weight: 1024,
+            placed_at: Timestamp::from_millis(0),
+            started_at: None,
+            heartbeat_at: None,
+            changed_at: Timestamp::from_millis(0),
+            released_at: None,
+            generation: Generation::FIRST,
+        }
+    }
+
+    fn started(restart: bool) -> InstanceChange {
+        InstanceChange::Started {
+            container: "c1".parse().expect("valid"),
+            restart,
+        }
+    }
+
+    fn failure() -> Failure {
+        Failure::new(FailureCode::Exited, "exited with code 1")
+    }
+
+    fn changes() -> Vec<InstanceChange> {
+        vec![
+            started(false),
+            started(true),
+            InstanceChange::Healthy { assumed: false },
+            InstanceChange::Routed,
+            InstanceChange::Unhealthy(failure()),
+            InstanceChange::Failed(failure()),
+            InstanceChange::Drain,
+            InstanceChange::Drained,
+            InstanceChange::Lost(failure()),
+            InstanceChange::Found,
+            InstanceChange::Stopped,
+            InstanceChange::Heartbeat,
+        ]
+    }
+
+    /// Every state with every change: to which state it leads, or `-`. All have a container and are not released.
+    #[test]
+    fn every_move_from_every_state() {
+        use InstanceState as S;
+        let p = |word: &str| S::ALL.into_iter().find(|s| s.as_str().starts_with(word));
+        // In the order of `changes()`: start, restart, healthy, routed, unhealthy, failed, drain, drained, lost,
+        // found, stopped, heartbeat.
+        let table = [
+            (S::Placed, "star star - - - fail draining - lost - stop plac"),
+            (S::Starting, "star star runn - - fail draining - lost - - star"),
+            (S::Running, "star star runn runn unhe fail draining - lost - - runn"),
+            (S::Unhealthy, "star star runn - - fail draining - lost - - unhe"),
+            (S::Draining, "- - - - - fail - drained lost - - draining"),
+            (S::Drained, "- - - - - - - - lost - stop drained"),
+            (S::Failed, "star star - - - fail - - lost - fail fail"),
+            (S::Lost, "- - - - - - - - - star stop lost"),
+            (S::Stopped, "- - - - - - - - - - - stop"),
+        ];
+        for (state, row) in table {
+            let mut from = instance();
+            from.state = state;
+            from.container = "c0".parse().ok();
+            let words: Vec<&str> = row.split(' ').collect();
+            assert_eq!(words.len(), changes().len());
+            for (change, word) in changes().into_iter().zip(words) {
+                let to = from.apply(&change, Timestamp::from_millis(5)).ok();
+                let expected = if word == "-" { None } else { p(word) };
+                assert_eq!(to.map(|i| i.state), expected, "{} by {change:?}", state.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_container_there_is_nothing_to_find_or_to_beat() {
+        let placed = instance();
+        assert!(
+            placed
+                .apply(&InstanceChange::Heartbeat, Timestamp::from_millis(1))
+                .is_err()
+        );
+        let lost = placed
+            .apply(&InstanceChange::Lost(failure()), Timestamp::from_millis(1))
+            .expect("legal");
+        assert!(lost.apply(&InstanceChange::Found, Timestamp::from_millis(2)).is_err());
+    }
+
+    fn any_change() -> impl Strategy<Value = InstanceChange> {
+        prop::sample::select(changes())
+    }
+
+    proptest! {
+        /// Whatever moves are tried in whatever order, an instance stays sound.
+        #[test]
+        fn any_life_is_sound(moves in prop::collection::vec(any_change(), 0..40)) {
+            let mut current = instance();
+            let mut restarts = 0;
+            for (n, change) in moves.into_iter().enumerate() {
+                let now = Timestamp::from_millis(n as i64 + 1);
+                let Ok(next) = current.apply(&change, now) else { continue };
+                prop_assert_eq!(next.generation, current.generation.next());
+                prop_assert_eq!((&next.id, &next.host, next.port), (&current.id, &current.host, current.port));
+                prop_assert_eq!(next.changed_at == now, next.state != current.state);
+                restarts += u32::from(matches!(change, InstanceChange::Started { restart: true, .. }));
+                prop_assert_eq!(next.restarts, restarts);
+                if current.released_at.is_some() {
+                    prop_assert_eq!(next.released_at, current.released_at, "released once, and for ever");
+                    prop_assert!(!next.state.is_live(), "the released never live again");
+                }
+                if next.routed_at.is_some() {
+                    prop_assert!(matches!(next.state, InstanceState::Running | InstanceState::Draining));
+                }
+                if next.state == InstanceState::Running {
+                    prop_assert!(next.container.is_some() && next.failure.is_none());
+                }
+                if matches!(next.state, InstanceState::Failed | InstanceState::Lost) {
+                    prop_assert!(next.failure.is_some());
+                }
+                if next.state == InstanceState::Stopped {
+                    prop_assert!(next.released_at.is_some());
+                }
+                current = next;
+            }
+        }
     }
 }

@@ -452,7 +452,8 @@ fn image_reference(text: &str) -> bool {
     let host_like = |s: &str| s.contains('.') || s.contains(':') || s == "localhost";
     if path.contains('/') && segments.peek().is_some_and(|s| host_like(s)) {
         let host = segments.next().unwrap_or("");
-        let sound = host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
+        let sound = host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')
+            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-:[]".contains(&b));
         if !sound {
             return false;
         }

@@ -323,8 +323,9 @@ pub trait Store: InstanceStore {
     /// The hash of an instance's own heartbeat token.
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError>;
 
-    /// Deletes released instances beyond the newest `keep` of each app, events older than `events_before`, and
-    /// idempotency keys older than 24 h; a bounded number at a time. How many rows went.
+    /// Deletes released instances beyond the newest `keep` of each app, events and final operations older than
+    /// `events_before` (not the last one of an app), and idempotency keys older than 24 h; a bounded number at a
+    /// time. How many rows went.
     async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError>;
 
     // --- hosts ---

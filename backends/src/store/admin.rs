@@ -143,11 +143,14 @@ pub(super) async fn prune(
             let released = "SELECT id FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY app ORDER BY released_at DESC, \
                 id DESC) AS place FROM instances WHERE released_at IS NOT NULL) AS ranked WHERE place > ? LIMIT ?";
             let mut gone = delete_each(tx, "instances", released, &values![keep, PRUNED]).await?;
-            // Numbers grow with time, so the oldest are at the head; no index by time is needed.
-            let head = "SELECT MAX(seq) FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) AS head WHERE at < ?";
-            if let Some(last) = tx.number(head, &values![PRUNED, events_before]).await? {
-                let sql = "DELETE FROM events WHERE seq <= ? AND at < ?";
-                gone += tx.execute(sql, &values![last, events_before]).await?.rows;
+            // From the head up to the first that is kept: numbers grow with time, and no gap is left behind.
+            let head = "SELECT COALESCE(MIN(CASE WHEN at >= ? THEN seq END), MAX(seq) + 1) \
+                FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) AS head";
+            if let Some(first) = tx.number(head, &values![events_before, PRUNED]).await? {
+                gone += tx
+                    .execute("DELETE FROM events WHERE seq < ?", &values![first])
+                    .await?
+                    .rows;
             }
             let operations = "SELECT id FROM operations WHERE created_at < ? AND updated_at < ? \
                 AND state NOT IN ('running', 'blocked') AND id NOT IN (SELECT operation FROM apps WHERE operation IS \

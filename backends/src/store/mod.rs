@@ -150,7 +150,12 @@ fn migration_error(broken: Broken) -> StoreError {
 async fn migrate_mysql(url: &str) -> Result<(), Broken> {
     let (options, _) = mysql::parse(url)?;
     let mut connection = MySqlConnection::connect_with(&options).await?;
-    connection.lock().await?;
+    // Not `Migrate::lock`: its endless timeout is no timeout at all to MariaDB, which then gives no lock.
+    let lock = "SELECT GET_LOCK(CONCAT('caas_migrate_', MD5(DATABASE())), 60)";
+    let locked: Option<i64> = sqlx::query_scalar(lock).fetch_one(&mut connection).await?;
+    if locked != Some(1) {
+        return Err(StoreError::Busy("another migration is at work".into()).into());
+    }
     connection.ensure_migrations_table(&MYSQL.table_name).await?;
     sqlx::query("DELETE FROM _sqlx_migrations WHERE success = FALSE")
         .execute(&mut connection)
@@ -158,7 +163,7 @@ async fn migrate_mysql(url: &str) -> Result<(), Broken> {
     let mut migrator = Migrator::with_migrations(MYSQL.iter().cloned().collect());
     migrator.set_locking(false);
     migrator.run(&mut connection).await?;
-    connection.unlock().await?;
+    // The lock goes with the connection.
     connection.close().await?;
     Ok(())
 }

@@ -1,0 +1,265 @@
+//! Apps, releases and intents.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::store::AppSettle;
+
+pub(super) async fn an_app_comes_changes_and_goes((store, other): Handles) {
+    store.check().await.expect("migrated");
+    let intent = deploy("hello");
+    let (app, operation) = committed(&*store, &intent).await;
+    assert_eq!(app.generation, Generation::FIRST);
+    assert_eq!(app.operation.as_ref(), Some(&operation.id));
+    assert_eq!(app.config, intent.app.config);
+    let seen = other.app_fetch(&app.id).await.expect("an answer");
+    assert_eq!(seen.as_ref(), Some(&app), "another handle reads what was committed");
+    assert_eq!(
+        other.release_fetch(&app.id, 1).await.expect("an answer"),
+        intent.release
+    );
+    assert_eq!(other.release_fetch(&app.id, 2).await.expect("an answer"), None);
+
+    let mut second = change(&app, OperationKind::Deploy);
+    second.app.release = 2;
+    second.app.last_release = 2;
+    second.app.placements = 99;
+    second.app.restart_before = Some(T);
+    second.release = Some(release(&app.id, 2));
+    let (app, _) = committed(&*store, &second).await;
+    assert_eq!(app.generation, Generation(2));
+    assert_eq!(app.placements, 0, "placements are the store's own");
+    assert_eq!((app.release, app.restart_before), (2, Some(T)));
+    let releases = store.release_list(&app.id, 10).await.expect("an answer");
+    assert_eq!(releases.iter().map(|r| r.number).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(store.release_list(&app.id, 1).await.expect("an answer").len(), 1);
+
+    add_host(&*store, host("h1", 1_000)).await;
+    let instance = placed(&*store, &app.id, vec![pick("h1", 100)], T).await.remove(0);
+    assert!(
+        !store.app_delete(&app.id, T).await.expect("an answer"),
+        "it is not being removed"
+    );
+    let app = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+    let mut removal = change(&app, OperationKind::Remove);
+    removal.app.status = AppStatus::Removing;
+    committed(&*store, &removal).await;
+    assert!(
+        !store.app_delete(&app.id, T).await.expect("an answer"),
+        "an instance is left"
+    );
+    moved(&*store, &instance, InstanceChange::Stopped, T).await;
+    assert!(store.app_delete(&app.id, T).await.expect("an answer"));
+    assert!(store.app_delete(&app.id, T).await.expect("an answer"), "gone is gone");
+    assert_eq!(store.app_fetch(&app.id).await.expect("an answer"), None);
+    assert_eq!(store.release_list(&app.id, 10).await.expect("an answer"), []);
+    assert_eq!(store.instance_fetch(&instance.id).await.expect("an answer"), None);
+    assert!(
+        store
+            .operation_fetch(&removal.operation.id)
+            .await
+            .expect("an answer")
+            .is_some(),
+        "the removal can still be followed"
+    );
+    committed(&*store, &deploy("hello")).await;
+}
+
+pub(super) async fn intents_conflict((store, _): Handles) {
+    let missing = change(&deploy("hello").app, OperationKind::Scale);
+    assert_eq!(
+        store.intent_commit(&missing, T).await.expect("an answer"),
+        IntentOutcome::NotFound
+    );
+    let (app, first) = committed(&*store, &deploy("hello")).await;
+    let outcome = store.intent_commit(&deploy("hello"), T).await.expect("an answer");
+    assert_eq!(outcome, IntentOutcome::Conflict(app.clone()), "it exists");
+
+    let events = store.event_newest().await.expect("an answer");
+    let mut stale = change(&app, OperationKind::Deploy);
+    stale.expected = Expected::Generation(app.generation.next());
+    stale.release = Some(release(&app.id, 2));
+    stale.idempotency = key("stale", "r");
+    let outcome = store.intent_commit(&stale, T).await.expect("an answer");
+    assert_eq!(outcome, IntentOutcome::Conflict(app.clone()));
+    assert_eq!(
+        store.release_fetch(&app.id, 2).await.expect("an answer"),
+        None,
+        "nothing of it was kept"
+    );
+    assert_eq!(
+        store.operation_fetch(&stale.operation.id).await.expect("an answer"),
+        None
+    );
+    assert_eq!(
+        store.operation_open().await.expect("an answer"),
+        [first],
+        "nothing was superseded"
+    );
+    assert_eq!(store.event_newest().await.expect("an answer"), events);
+    stale.expected = Expected::Generation(app.generation);
+    committed(&*store, &stale).await;
+}
+
+pub(super) async fn of_eight_writers_each_generation_has_one((store, other): Handles) {
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let writers = (0..8).map(|n| {
+        let store = Arc::clone(if n % 2 == 0 { &store } else { &other });
+        let id = app.id.clone();
+        tokio::spawn(async move {
+            let mut won = 0;
+            for _ in 0..15 {
+                let app = store.app_fetch(&id).await.expect("an answer").expect("there");
+                let mut intent = change(&app, OperationKind::Scale);
+                intent.app.instances = app.instances + 1;
+                match store.intent_commit(&intent, T).await.expect("an answer") {
+                    IntentOutcome::Committed(..) => won += 1,
+                    IntentOutcome::Conflict(_) => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            won
+        })
+    });
+    let won: u32 = futures::future::join_all(writers)
+        .await
+        .into_iter()
+        .map(|w| w.expect("no panic"))
+        .sum();
+    let last = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+    assert!(won >= 15, "{won}: somebody always wins");
+    assert_eq!(last.generation.0, u64::from(won) + 1, "one winner per generation");
+    assert_eq!(last.instances, app.instances + won, "no update was lost");
+    let operations = store.operation_list(Some(&app.id), 1_000).await.expect("an answer");
+    assert_eq!(operations.len() as u32, won + 1);
+    assert_eq!(store.operation_open().await.expect("an answer").len(), 1);
+}
+
+pub(super) async fn a_key_is_used_once((store, other): Handles) {
+    let mut intent = deploy("hello");
+    intent.idempotency = key("token:k1", "request 1");
+    let (app, operation) = committed(&*store, &intent).await;
+    let mut again = deploy("hello");
+    again.idempotency.clone_from(&intent.idempotency);
+    let outcome = other.intent_commit(&again, T).await.expect("an answer");
+    assert_eq!(outcome, IntentOutcome::Replayed(operation));
+    let mut different = change(&app, OperationKind::Scale);
+    different.idempotency = key("token:k1", "request 2");
+    let outcome = store.intent_commit(&different, T).await.expect("an answer");
+    assert_eq!(outcome, IntentOutcome::KeyReused);
+    let day = seconds(24 * 3_600 + 1);
+    let outcome = store.intent_commit(&different, day).await.expect("an answer");
+    assert!(
+        matches!(outcome, IntentOutcome::Committed(..)),
+        "after a day it is forgotten: {outcome:?}"
+    );
+
+    for round in 0..5 {
+        let id = format!("parallel-{round}");
+        let tries = (0..6).map(|n| {
+            let store = Arc::clone(if n % 2 == 0 { &store } else { &other });
+            let mut intent = deploy(&id);
+            intent.idempotency = key(&format!("token:p{round}"), "same");
+            tokio::spawn(async move { store.intent_commit(&intent, T).await.expect("an answer") })
+        });
+        let mut committed = Vec::new();
+        let mut replayed = Vec::new();
+        for outcome in futures::future::join_all(tries).await {
+            match outcome.expect("no panic") {
+                IntentOutcome::Committed(_, operation) => committed.push(operation.id),
+                IntentOutcome::Replayed(operation) => replayed.push(operation.id),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((committed.len(), replayed.len()), (1, 5));
+        assert!(replayed.iter().all(|id| *id == committed[0]));
+    }
+}
+
+pub(super) async fn a_later_operation_supersedes((store, _): Handles) {
+    let (app, first) = committed(&*store, &deploy("hello")).await;
+    let (elsewhere, unrelated) = committed(&*store, &deploy("elsewhere")).await;
+    let mut blocked = first.clone();
+    blocked.state = OperationState::Blocked;
+    let outcome = store.operation_update(&blocked, T).await.expect("an answer");
+    assert_eq!(outcome.updated().map(|o| o.state), Some(OperationState::Blocked));
+    let (_, second) = committed(&*store, &change(&app, OperationKind::Scale)).await;
+    let first = store
+        .operation_fetch(&first.id)
+        .await
+        .expect("an answer")
+        .expect("there");
+    assert_eq!(first.state, OperationState::Superseded);
+    assert!(first.message.contains(second.id.as_str()), "{}", first.message);
+    assert!(
+        matches!(store.operation_update(&blocked, T).await, Ok(Outcome::Conflict(row)) if row == first),
+        "the one that still works on it is told"
+    );
+    let open = store.operation_open().await.expect("an answer");
+    assert_eq!(open.len(), 2);
+    assert!(
+        open.contains(&second) && open.contains(&unrelated),
+        "{} is not concerned",
+        elsewhere.id
+    );
+    let told = store.event_list(0, Some(&app.id), 100).await.expect("an answer");
+    assert!(told.iter().any(|e| e.event.operation.as_ref() == Some(&first.id)
+        && e.event.kind == EventKind::Operation
+        && e.event.message.contains("superseded")));
+}
+
+pub(super) async fn settling_moves_the_way_back((store, _): Handles) {
+    let (app, operation) = committed(&*store, &deploy("hello")).await;
+    let routed = AppSettle::Routed { release: 1 };
+    let settled = store.app_settle(&app, &routed, T).await.expect("an answer");
+    let settled = settled.updated().expect("settled");
+    assert_eq!((settled.release, settled.previous_release), (1, 1));
+    assert_eq!(settled.generation, app.generation.next());
+    assert_eq!(settled.operation, Some(operation.id), "still the intent's operation");
+    assert!(
+        matches!(store.app_settle(&app, &routed, T).await, Ok(Outcome::Conflict(row)) if row == settled),
+        "it names the generation that it saw"
+    );
+    let same = store
+        .app_settle(&settled, &routed, T)
+        .await
+        .expect("an answer")
+        .updated();
+    assert_eq!(same.as_ref(), Some(&settled), "settled already: nothing changes");
+
+    let mut second = change(&settled, OperationKind::Deploy);
+    second.app.release = 2;
+    second.app.last_release = 2;
+    second.release = Some(release(&app.id, 2));
+    let (app, _) = committed(&*store, &second).await;
+    let back = AppSettle::RolledBack { to: 1 };
+    let back = store
+        .app_settle(&app, &back, T)
+        .await
+        .expect("an answer")
+        .updated()
+        .expect("settled");
+    assert_eq!((back.release, back.previous_release, back.last_release), (1, 1, 2));
+    let mut missing = back;
+    missing.id = app_id("missing");
+    assert_eq!(
+        store.app_settle(&missing, &routed, T).await.expect("an answer"),
+        Outcome::NotFound
+    );
+}
+
+pub(super) async fn claims_are_held_renewed_and_lost((store, other): Handles) {
+    let app = app_id("hello");
+    let ttl = Duration::from_secs(10);
+    let claim =
+        async |store: &dyn Store, holder: &str, at| store.app_claim(&app, holder, at, ttl).await.expect("an answer");
+    assert!(claim(&*store, "a", T).await);
+    assert!(claim(&*store, "a", seconds(5)).await, "renewed");
+    assert!(!claim(&*other, "b", seconds(14)).await, "renewed until 15");
+    assert!(claim(&*other, "b", seconds(15)).await, "expired");
+    assert!(!claim(&*store, "a", seconds(16)).await);
+    let both = app_id("both");
+    let (a, b) = tokio::join!(store.app_claim(&both, "a", T, ttl), other.app_claim(&both, "b", T, ttl));
+    assert_ne!(a.expect("an answer"), b.expect("an answer"), "one of two");
+}

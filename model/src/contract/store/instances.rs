@@ -1,0 +1,228 @@
+//! Instances and their moves.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::store::{InstanceFilter, StoreError};
+use crate::{Failure, FailureCode, InstanceState};
+
+async fn one_placed(store: &dyn Store) -> Instance {
+    add_host(store, host("h1", 10_000)).await;
+    let (app, _) = committed(store, &deploy("hello")).await;
+    placed(store, &app.id, vec![pick("h1", 100)], T).await.remove(0)
+}
+
+fn failure(code: FailureCode) -> Failure {
+    Failure {
+        exit_code: Some(137),
+        log_tail: vec!["päng \u{1f4a5}".into(), "it's over".into()],
+        probes: vec!["connection refused".into()],
+        ..Failure::new(code, "it died")
+    }
+}
+
+pub(super) async fn a_life_is_kept((store, other): Handles) {
+    let placed = one_placed(&*store).await;
+    assert_eq!(
+        (placed.state, placed.generation),
+        (InstanceState::Placed, Generation::FIRST)
+    );
+    let hash = store.instance_token_hash(&placed.id).await.expect("an answer");
+    assert_eq!(hash, Some(format!("hash of {}", placed.id)));
+    let mut instance = placed;
+    let changes = [
+        started(),
+        InstanceChange::Healthy { assumed: true },
+        InstanceChange::Routed,
+        InstanceChange::Heartbeat,
+        InstanceChange::Unhealthy(failure(FailureCode::Unhealthy)),
+        InstanceChange::Healthy { assumed: false },
+        InstanceChange::Drain,
+        InstanceChange::Drained,
+        InstanceChange::Stopped,
+    ];
+    for (n, change) in changes.into_iter().enumerate() {
+        let now = seconds(n as u64 + 1);
+        let expected = instance.apply(&change, now).expect("legal");
+        let events = store.event_newest().await.expect("an answer");
+        instance = moved(&*store, &instance, change.clone(), now).await;
+        assert_eq!(instance, expected);
+        let read = other.instance_fetch(&instance.id).await.expect("an answer");
+        assert_eq!(read.as_ref(), Some(&instance), "after {change:?}");
+        let told = store.event_newest().await.expect("an answer") > events;
+        assert_eq!(told, change != InstanceChange::Heartbeat, "an event for {change:?}");
+    }
+    let host = store
+        .host_fetch(&instance.host)
+        .await
+        .expect("an answer")
+        .expect("there");
+    assert_eq!(
+        (host.reserved_memory_mb, host.reserved_cpu_weight, host.instances),
+        (0, 0, 0)
+    );
+    assert_eq!(
+        host.generation,
+        Generation::FIRST,
+        "reservations are not the operator's changes"
+    );
+    assert_eq!(
+        store.instance_token_hash(&instance.id).await.expect("an answer"),
+        None,
+        "released"
+    );
+    let events = store.event_list(0, Some(&instance.app), 100).await.expect("an answer");
+    assert!(events.iter().any(|e| e.event.instance.as_ref() == Some(&instance.id)));
+}
+
+pub(super) async fn moves_are_compare_and_set((store, other): Handles) {
+    let instance = one_placed(&*store).await;
+    let next = moved(&*store, &instance, started(), seconds(1)).await;
+    let late = other
+        .instance_update(&instance, &InstanceChange::Drain, seconds(2))
+        .await;
+    assert_eq!(late.expect("an answer"), Outcome::Conflict(next.clone()));
+    let mut missing = next.clone();
+    missing.id = InstanceId::random();
+    let outcome = store.instance_update(&missing, &InstanceChange::Drain, T).await;
+    assert_eq!(outcome.expect("an answer"), Outcome::NotFound);
+
+    let failed = moved(
+        &*store,
+        &next,
+        InstanceChange::Failed(failure(FailureCode::Exited)),
+        seconds(3),
+    )
+    .await;
+    let tries = (0..8).map(|n| {
+        let store = Arc::clone(if n % 2 == 0 { &store } else { &other });
+        let failed = failed.clone();
+        tokio::spawn(async move {
+            store
+                .instance_update(&failed, &InstanceChange::Stopped, seconds(4))
+                .await
+        })
+    });
+    let mut won = 0;
+    for outcome in futures::future::join_all(tries).await {
+        match outcome.expect("no panic").expect("an answer") {
+            Outcome::Updated(row) => {
+                assert_eq!((row.state, row.released_at), (InstanceState::Failed, Some(seconds(4))));
+                won += 1;
+            }
+            Outcome::Conflict(_) => {}
+            Outcome::NotFound => panic!("it is there"),
+        }
+    }
+    assert_eq!(won, 1);
+    let host = store.host_fetch(&failed.host).await.expect("an answer").expect("there");
+    assert_eq!((host.reserved_memory_mb, host.instances), (0, 0), "given back once");
+}
+
+pub(super) async fn illegal_moves_are_refused((store, _): Handles) {
+    let instance = one_placed(&*store).await;
+    let outcome = store.instance_update(&instance, &InstanceChange::Drained, T).await;
+    assert!(matches!(outcome, Err(StoreError::Invalid(_))), "{outcome:?}");
+    assert_eq!(
+        store.instance_fetch(&instance.id).await.expect("an answer"),
+        Some(instance)
+    );
+}
+
+pub(super) async fn filters_select((store, _): Handles) {
+    add_host(&*store, host("h1", 10_000)).await;
+    add_host(&*store, host("h2", 10_000)).await;
+    let (a, _) = committed(&*store, &deploy("app-a")).await;
+    let (b, _) = committed(&*store, &deploy("app-b")).await;
+    let first = placed(&*store, &a.id, vec![pick("h1", 100)], seconds(1))
+        .await
+        .remove(0);
+    let second = placed(&*store, &a.id, vec![pick("h2", 100)], seconds(2))
+        .await
+        .remove(0);
+    let third = placed(&*store, &b.id, vec![pick("h1", 100)], seconds(3))
+        .await
+        .remove(0);
+    moved(&*store, &second, InstanceChange::Stopped, seconds(4)).await;
+    let list = async |filter: InstanceFilter| -> Vec<InstanceId> {
+        let list = store.instance_list(&filter).await.expect("an answer");
+        list.into_iter().map(|i| i.id).collect()
+    };
+    let ids = |of: &[&Instance]| of.iter().map(|i| i.id.clone()).collect::<Vec<_>>();
+    assert_eq!(list(InstanceFilter::held()).await, ids(&[&first, &third]));
+    assert_eq!(list(InstanceFilter::held_of(&a.id)).await, ids(&[&first]));
+    assert_eq!(
+        list(InstanceFilter::held_on(&host_name("h1"))).await,
+        ids(&[&first, &third])
+    );
+    let all = InstanceFilter {
+        released_too: true,
+        ..InstanceFilter::default()
+    };
+    assert_eq!(list(all).await, ids(&[&first, &second, &third]), "oldest first");
+    let of_both = InstanceFilter {
+        app: Some(a.id.clone()),
+        host: Some(host_name("h2")),
+        released_too: true,
+    };
+    assert_eq!(list(of_both).await, ids(&[&second]));
+}
+
+pub(super) async fn history_is_pruned((store, _): Handles) {
+    add_host(&*store, host("h1", 10_000)).await;
+    let (app, operation) = committed(&*store, &deploy("hello")).await;
+    let mut released = Vec::new();
+    for n in 0..5 {
+        let instance = placed(&*store, &app.id, vec![pick("h1", 100)], seconds(n))
+            .await
+            .remove(0);
+        released.push(moved(&*store, &instance, InstanceChange::Stopped, seconds(10 + n)).await);
+    }
+    let held = placed(&*store, &app.id, vec![pick("h1", 100)], seconds(20))
+        .await
+        .remove(0);
+    let mut old = deploy("old");
+    old.idempotency = key("old", "request");
+    committed(&*store, &old).await;
+    let before = store.event_list(0, None, 1_000).await.expect("an answer");
+    let gone = store
+        .history_prune(2, seconds(11), seconds(30))
+        .await
+        .expect("an answer");
+    assert!(gone > 3, "{gone} rows");
+    let all = InstanceFilter {
+        app: Some(app.id.clone()),
+        host: None,
+        released_too: true,
+    };
+    let left: Vec<_> = store
+        .instance_list(&all)
+        .await
+        .expect("an answer")
+        .into_iter()
+        .map(|i| i.id)
+        .collect();
+    assert_eq!(
+        left,
+        [released[3].id.clone(), released[4].id.clone(), held.id],
+        "the newest two, and what is held"
+    );
+    let after = store.event_list(0, None, 1_000).await.expect("an answer");
+    let kept: Vec<_> = before.into_iter().skip_while(|e| e.at < seconds(11)).collect();
+    assert_eq!(after, kept, "the oldest went");
+    assert!(
+        store.operation_fetch(&operation.id).await.expect("an answer").is_some(),
+        "it is not over"
+    );
+    let outcome = store.intent_commit(&old, seconds(30)).await.expect("an answer");
+    assert!(matches!(outcome, IntentOutcome::Replayed(_)), "{outcome:?}");
+    store
+        .history_prune(2, T, seconds(24 * 3_600 + 1))
+        .await
+        .expect("an answer");
+    let outcome = store.intent_commit(&old, seconds(30)).await.expect("an answer");
+    assert!(
+        matches!(outcome, IntentOutcome::Conflict(_)),
+        "the key is forgotten after a day: {outcome:?}"
+    );
+}
