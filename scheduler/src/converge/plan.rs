@@ -477,7 +477,7 @@ fn drain_old(
     old: &[&Instance],
     desired: usize,
     decision: &mut Decision,
-    may: impl Fn(&Instance) -> bool,
+    mut may: impl FnMut(&Instance) -> bool,
 ) {
     let floor = desired.saturating_sub(spec.update.max_unavailable as usize);
     let mut live = current.iter().filter(|i| i.state.is_live()).count() + old.len();
@@ -578,11 +578,19 @@ fn one_per_host(
         });
     }
     let names: HashSet<&HostName> = targets.iter().map(|h| &h.name).collect();
-    let served: HashSet<&HostName> = current.iter().filter(|i| is_serving(i)).map(|i| &i.host).collect();
+    // Whatever serves on a host stays until something else serves there.
+    let mut serving_on: HashMap<&HostName, usize> = HashMap::new();
+    for instance in current.iter().chain(old).filter(|i| is_serving(i)) {
+        *serving_on.entry(&instance.host).or_default() += 1;
+    }
     let (aside, replaced): (Vec<&Instance>, Vec<&Instance>) = old.iter().partition(|i| !names.contains(&i.host));
     aside.iter().for_each(|i| retire(i, decision));
-    drain_old(spec, current, &replaced, desired, decision, |i| {
-        served.contains(&i.host) || spec.update.max_unavailable > 0
+    drain_old(spec, current, &replaced, desired, decision, |instance| {
+        if !is_serving(instance) || spec.update.max_unavailable > 0 {
+            return true;
+        }
+        let others = serving_on.get_mut(&instance.host).filter(|n| **n > 1);
+        others.map(|n| *n -= 1).is_some()
     });
     let mut seen = HashSet::new();
     let mut best: Vec<&Instance> = current.to_vec();
