@@ -1,0 +1,411 @@
+//! `caas deploy`: flags and a file become the request; the operation is followed to its end.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use model::spec::parse_app_version;
+use model::{AppConfig, AppId, ReleaseSpec, Version};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::WaitArgs;
+use super::apps::{AppDetail, announce};
+use crate::cli::Session;
+use crate::client::typed;
+use crate::exit::Failure;
+use crate::parse::{self, Health};
+use crate::render::{self, Output};
+
+/// `caas deploy`.
+#[derive(Debug, Default, Args)]
+pub(crate) struct DeployArgs {
+    /// What to deploy; may stand in the file instead
+    #[arg(value_name = "APP:VERSION", value_parser = app_version)]
+    target: Option<(AppId, Version)>,
+    /// Read app, version and settings from a TOML file; flags go before it
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Image; else {registry}/{app}:{version} with the scheduler's default registry
+    #[arg(long)]
+    image: Option<String>,
+    /// Port on which the app listens in its container [default at first: 8080]
+    #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Wanted number of instances [default at first: 1]
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(0..=1_000))]
+    instances: Option<u32>,
+    /// Memory limit of an instance, such as 512M or 2G [default at first: 256M]
+    #[arg(short, long, value_name = "SIZE", value_parser = parse::memory_mib)]
+    memory: Option<u32>,
+    /// CPU weight of an instance [default at first: 1024, one share of a core]
+    #[arg(long, value_name = "WEIGHT")]
+    cpu: Option<u32>,
+    /// Set a variable; those of the last release stay (repeatable)
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = parse::key_value)]
+    env: Vec<(String, String)>,
+    /// Take a variable of the last release away (repeatable)
+    #[arg(long, value_name = "NAME")]
+    unset_env: Vec<String>,
+    /// How an instance proves to be alive: a path, tcp, heartbeat or none [default at first: /_ping]
+    #[arg(long, value_name = "PATH|tcp|heartbeat|none", value_parser = parse::health)]
+    health: Option<Health>,
+    /// Custom domain beside {app}.{gateway-domain}; all of them are given anew (repeatable)
+    #[arg(long, value_name = "DOMAIN")]
+    domain: Vec<String>,
+    /// Only hosts with this label; all of them are given anew (repeatable)
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::key_value)]
+    label: Vec<(String, String)>,
+    /// When no host fits now, keep the deploy and place it as soon as one does
+    #[arg(long)]
+    queue: bool,
+    /// Show where instances would be placed; change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
+}
+
+fn app_version(text: &str) -> Result<(AppId, Version), String> {
+    parse_app_version(text).map_err(|e| e.message)
+}
+
+/// The file after `-f`. Beside the keys named here it holds every key of a release's spec at its top level.
+#[derive(Debug, Default, Deserialize)]
+struct AppFile {
+    app: Option<AppId>,
+    version: Option<Version>,
+    image: Option<String>,
+    instances: Option<u32>,
+    memory: Option<String>,
+    #[serde(default)]
+    config: Map<String, Value>,
+    #[serde(flatten)]
+    spec: Map<String, Value>,
+}
+
+/// What is sent.
+#[derive(Debug, PartialEq)]
+struct Request {
+    app: AppId,
+    body: Value,
+    /// Variables to be laid over those of the last release; `None`: the spec says it all.
+    env: Option<BTreeMap<String, Option<String>>>,
+}
+
+/// `caas deploy`.
+pub(crate) async fn run(session: &Session, args: &DeployArgs) -> Result<(), Failure> {
+    let file = args.file.as_deref().map(read_file).transpose()?;
+    let mut request = request(args, file)?;
+    if let Some(changes) = request.env.take() {
+        let env = merged_env(previous_env(session, &request.app).await?, changes);
+        request.body["spec"]["env"] = json!(env);
+    }
+    let mut query = Vec::new();
+    if args.dry_run {
+        query.push("dry_run=true");
+    }
+    if args.queue {
+        query.push("queue=true");
+    }
+    let question = if query.is_empty() { "" } else { "?" };
+    let path = format!("/apps/{}/deploy{question}{}", request.app, query.join("&"));
+    if args.dry_run {
+        let answer = session.client.post(&path, Some(&request.body)).await?;
+        match session.output {
+            Output::Json => render::print_json(&answer),
+            Output::Table => render::print(&plan_text(&typed(answer.get("plan").unwrap_or(&answer))?)),
+        }
+        return Ok(());
+    }
+    if session.change(&path, Some(&request.body), &args.wait).await?.is_some() {
+        announce(session, &request.app).await?;
+    }
+    Ok(())
+}
+
+/// What a deploy would do, as `?dry_run=true` answers.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    summary: String,
+    #[serde(default)]
+    instances: Option<u32>,
+    #[serde(default)]
+    would_place: Vec<String>,
+    #[serde(default)]
+    reasons: Vec<String>,
+}
+
+fn plan_text(plan: &Plan) -> String {
+    let mut lines = vec![plan.summary.clone()];
+    let mut per_host: BTreeMap<&str, usize> = BTreeMap::new();
+    for host in &plan.would_place {
+        *per_host.entry(host).or_default() += 1;
+    }
+    lines.extend(per_host.iter().map(|(host, count)| format!("  {count} on {host}")));
+    let missing = plan
+        .instances
+        .map_or(0, |n| (n as usize).saturating_sub(plan.would_place.len()));
+    if !plan.reasons.is_empty() {
+        lines.push(format!("{missing} would find no host:"));
+        lines.extend(plan.reasons.iter().map(|r| format!("  {r}")));
+    }
+    let safe: Vec<String> = lines.iter().map(|l| render::safe(l)).collect();
+    safe.join("\n")
+}
+
+fn read_file(path: &Path) -> Result<AppFile, Failure> {
+    let text =
+        std::fs::read_to_string(path).map_err(|e| Failure::usage(format!("{} can't be read: {e}", path.display())))?;
+    parse_file(&text).map_err(|message| Failure::usage(format!("{}: {message}", path.display())))
+}
+
+/// Reads the file and checks every key, so that a slip of the pen is told before anything is sent.
+fn parse_file(text: &str) -> Result<AppFile, String> {
+    let file: AppFile = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        format!("line {line}: {}", e.message())
+    })?;
+    for (key, value) in &file.spec {
+        let alone = Map::from_iter([(key.clone(), value.clone())]);
+        ReleaseSpec::deserialize(Value::Object(alone)).map_err(|e| format!("{key}: {e}"))?;
+    }
+    let config: AppConfig =
+        serde_json::from_value(Value::Object(file.config.clone())).map_err(|e| format!("[config]: {e}"))?;
+    // The type ignores unknown keys for older readers' sake; a person's file should not.
+    let known = serde_json::to_value(config).unwrap_or_default();
+    if let Some(key) = file.config.keys().find(|key| known.get(key.as_str()).is_none()) {
+        return Err(format!("[config]: there is no key `{key}`"));
+    }
+    Ok(file)
+}
+
+/// Flags over file.
+fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure> {
+    let file = file.unwrap_or_default();
+    let (app, version) = match &args.target {
+        Some((app, version)) => (Some(app.clone()), Some(version.clone())),
+        None => (file.app, file.version),
+    };
+    let (Some(app), Some(version)) = (app, version) else {
+        return Err(Failure::usage(
+            "what shall be deployed? give APP:VERSION, such as hello:1, or -f FILE with `app` and `version`",
+        ));
+    };
+    let mut spec = file.spec;
+    let mut config = file.config;
+    if let Some(memory) = &file.memory {
+        let mib = parse::memory_mib(memory).map_err(|e| Failure::usage(format!("memory: {e}")))?;
+        spec.insert("memory_mb".into(), json!(mib));
+    }
+    let mut set = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            spec.insert(key.to_owned(), value);
+        }
+    };
+    set("port", args.port.map(|v| json!(v)));
+    set("memory_mb", args.memory.map(|v| json!(v)));
+    set("cpu_weight", args.cpu.map(|v| json!(v)));
+    if let Some(health) = &args.health {
+        let old = spec.remove("health");
+        let mut fields = old.and_then(|v| v.as_object().cloned()).unwrap_or_default();
+        let kind = match health {
+            Health::Path(path) => {
+                fields.insert("path".into(), json!(path));
+                "http"
+            }
+            Health::Tcp => "tcp",
+            Health::Heartbeat => "heartbeat",
+            Health::None => "none",
+        };
+        fields.insert("kind".into(), json!(kind));
+        spec.insert("health".into(), Value::Object(fields));
+    }
+    if !args.label.is_empty() {
+        let labels: BTreeMap<&str, &str> = args.label.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        let placement = spec.entry("placement").or_insert_with(|| json!({}));
+        placement["labels"] = json!(labels);
+    }
+    if !args.domain.is_empty() {
+        config.insert("domains".into(), json!(args.domain));
+    }
+    let env = env_changes(args, &mut spec);
+    let mut body = json!({ "version": version });
+    if let Some(image) = args.image.clone().or(file.image) {
+        body["image"] = json!(image);
+    }
+    if let Some(instances) = args.instances.or(file.instances) {
+        body["instances"] = json!(instances);
+    }
+    if !spec.is_empty() || env.is_some() {
+        body["spec"] = Value::Object(spec);
+    }
+    if !config.is_empty() {
+        body["config"] = Value::Object(config);
+    }
+    Ok(Request { app, body, env })
+}
+
+/// The flags' variables: laid over the file's if it has any (the file says it all), else over the last release's.
+fn env_changes(args: &DeployArgs, spec: &mut Map<String, Value>) -> Option<BTreeMap<String, Option<String>>> {
+    if args.env.is_empty() && args.unset_env.is_empty() {
+        return None;
+    }
+    let unset = args.unset_env.iter().map(|name| (name.clone(), None));
+    let set = args.env.iter().map(|(name, value)| (name.clone(), Some(value.clone())));
+    let changes: BTreeMap<String, Option<String>> = unset.chain(set).collect();
+    let Some(Value::Object(of_file)) = spec.get_mut("env") else {
+        return Some(changes);
+    };
+    for (name, value) in changes {
+        match value {
+            Some(value) => of_file.insert(name, json!(value)),
+            None => of_file.remove(&name),
+        };
+    }
+    None
+}
+
+async fn previous_env(session: &Session, app: &AppId) -> Result<BTreeMap<String, String>, Failure> {
+    match session.client.get(&format!("/apps/{app}")).await {
+        Ok(answer) => {
+            let detail: AppDetail = typed(&answer)?;
+            Ok(detail.release.map(|release| release.spec.env).unwrap_or_default())
+        }
+        Err(e) if e.is_not_found() => Ok(BTreeMap::new()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn merged_env(
+    mut env: BTreeMap<String, String>,
+    changes: BTreeMap<String, Option<String>>,
+) -> BTreeMap<String, String> {
+    for (name, value) in changes {
+        match value {
+            Some(value) => env.insert(name, value),
+            None => env.remove(&name),
+        };
+    }
+    env
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hello() -> DeployArgs {
+        DeployArgs {
+            target: Some(app_version("hello:1").expect("valid")),
+            ..DeployArgs::default()
+        }
+    }
+
+    #[test]
+    fn only_what_is_given_is_sent() {
+        let plain = request(&hello(), None).expect("sound");
+        assert_eq!(plain.body, json!({ "version": "1" }));
+        let args = DeployArgs {
+            port: Some(3000),
+            instances: Some(2),
+            memory: Some(512),
+            health: Some(Health::Path("/up".into())),
+            domain: vec!["a.example".into()],
+            label: vec![("disk".into(), "ssd".into())],
+            ..hello()
+        };
+        assert_eq!(
+            request(&args, None).expect("sound").body,
+            json!({
+                "version": "1", "instances": 2,
+                "spec": {
+                    "port": 3000, "memory_mb": 512, "health": {"kind": "http", "path": "/up"},
+                    "placement": {"labels": {"disk": "ssd"}}
+                },
+                "config": {"domains": ["a.example"]}
+            })
+        );
+    }
+
+    #[test]
+    fn a_plan_counts_per_host() {
+        let plan: Plan = serde_json::from_value(json!({
+            "summary": "deploy hello:1", "release": 1, "instances": 4,
+            "would_place": ["h1", "h2", "h1"], "reasons": ["memory: 1 host"]
+        }))
+        .expect("a plan");
+        assert_eq!(
+            plan_text(&plan),
+            "deploy hello:1\n  2 on h1\n  1 on h2\n1 would find no host:\n  memory: 1 host"
+        );
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let file = r#"
+            app = "other"
+            version = "9"
+            instances = 3
+            memory = "1G"
+            port = 1000
+            [env]
+            A = "file"
+            B = "file"
+            [health]
+            interval_ms = 500
+            [config.limits]
+            requests_per_second = 5
+        "#;
+        let from_file = request(&DeployArgs::default(), Some(parse_file(file).expect("sound"))).expect("sound");
+        assert_eq!(from_file.app.as_str(), "other");
+        let args = DeployArgs {
+            port: Some(2000),
+            env: vec![("A".into(), "flag".into())],
+            unset_env: vec!["B".into()],
+            health: Some(Health::Tcp),
+            ..hello()
+        };
+        let both = request(&args, Some(parse_file(file).expect("sound"))).expect("sound");
+        assert_eq!((both.app.as_str(), &both.env), ("hello", &None));
+        assert_eq!(
+            both.body,
+            json!({
+                "version": "1", "instances": 3,
+                "spec": {
+                    "port": 2000, "memory_mb": 1024, "env": {"A": "flag"},
+                    "health": {"kind": "tcp", "interval_ms": 500}
+                },
+                "config": {"limits": {"requests_per_second": 5}}
+            })
+        );
+    }
+
+    #[test]
+    fn variables_are_laid_over_the_last_releases() {
+        let args = DeployArgs {
+            env: vec![("A".into(), "1".into())],
+            unset_env: vec!["B".into()],
+            ..hello()
+        };
+        let changes = request(&args, None).expect("sound").env.expect("changes");
+        let before: BTreeMap<String, String> = [("B", "x"), ("C", "y")].map(|(k, v)| (k.into(), v.into())).into();
+        let after = merged_env(before, changes);
+        assert_eq!(json!(after), json!({"A": "1", "C": "y"}));
+    }
+
+    #[test]
+    fn slips_of_the_pen_are_told() {
+        for (text, word) in [
+            ("memroy_mb = 5", "memroy_mb"),
+            ("port = \"x\"", "port"),
+            ("app = \"No\"", "app id"),
+            ("[config]\ndomain = []", "domain"),
+            ("a = ", "line 1"),
+        ] {
+            let message = parse_file(text).expect_err(text);
+            assert!(message.contains(word), "{text}: {message}");
+        }
+        let failure = request(&DeployArgs::default(), None).expect_err("nothing to deploy");
+        assert_eq!(failure.code, crate::exit::USAGE);
+    }
+}
