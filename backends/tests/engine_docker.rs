@@ -477,22 +477,22 @@ async fn engine_follows_logs() {
         )
         .await
         .unwrap();
-    for _ in 0..5 {
+    let mut seen = Vec::new();
+    while seen.len() < 5 {
         let line = tokio::time::timeout(PATIENCE, log.next())
             .await
             .unwrap()
             .unwrap()
             .unwrap();
         assert!(line.text.starts_with("tick "), "{line:?}");
+        seen.push(line);
     }
     f.engine.stop(&id, Duration::from_secs(5)).await.unwrap();
     let rest = tokio::time::timeout(PATIENCE, log.collect::<Vec<_>>())
         .await
         .expect("following ends with the container");
-    let last = rest
-        .last()
-        .map(|l| l.as_ref().unwrap().clone())
-        .expect("lines up to the end");
+    seen.extend(rest.into_iter().map(|line| line.unwrap()));
+    let last = seen.pop().unwrap();
     let since = LogQuery {
         tail: 1000,
         follow: false,

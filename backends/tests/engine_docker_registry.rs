@@ -11,7 +11,7 @@ use caas_backends::engine::{EngineOptions, opener};
 use futures::TryStreamExt as _;
 use model::PlatformId;
 use model::contract::engine as contract;
-use model::engine::{Engine, EngineError};
+use model::engine::EngineError;
 use model::store::RegistryCredentials;
 
 #[path = "support/dockerhost.rs"]

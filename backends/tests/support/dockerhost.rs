@@ -356,7 +356,7 @@ pub(crate) async fn import(docker: &Docker, image: &str, file: &str, content: &[
         changes: vec![format!("ENTRYPOINT [\"/{file}\"]")],
         ..Default::default()
     };
-    let body = bollard::body_full(dockerhost::tar(file, content).into());
+    let body = bollard::body_full(tar(file, content).into());
     docker
         .create_image(Some(options), Some(body), None)
         .try_for_each(|_| async { Ok(()) })
@@ -366,7 +366,7 @@ pub(crate) async fn import(docker: &Docker, image: &str, file: &str, content: &[
 
 /// The host with the test image.
 pub(crate) async fn with_image(host: DockerHost) -> DockerHost {
-    import(&raw(&host), IMAGE, "testapp", &dockerhost::test_program()).await;
+    import(&raw(&host), IMAGE, "testapp", &test_program()).await;
     host
 }
 
@@ -387,7 +387,7 @@ pub(crate) fn fixture(host: &DockerHost, port: u16) -> Fixture {
 
 /// A host of its own, not yet running its daemon.
 pub(crate) async fn own() -> Option<DockerHost> {
-    if dockerhost::missing().is_some() {
+    if missing().is_some() {
         return None;
     }
     Some(tokio::task::spawn_blocking(DockerHost::boot).await.unwrap())

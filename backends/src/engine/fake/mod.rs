@@ -23,6 +23,7 @@ use model::store::RegistryCredentials;
 use model::{ContainerId, InstanceId, PlatformId, Timestamp};
 use rand::RngExt as _;
 use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
 use url::Url;
 
 mod serve;
@@ -77,6 +78,8 @@ struct State {
     unreachable: bool,
     silent: bool,
     lost_answers: u32,
+    /// Listeners that are ending: their ports are not free before.
+    closing: Vec<JoinHandle<()>>,
     launches: u64,
     most_at_once: usize,
 }
@@ -90,7 +93,7 @@ struct Fake {
     lines: Vec<LogLine>,
     /// Counts lines and the end of the container, for followers; its receiver also ends the server.
     changed: watch::Sender<u64>,
-    server: Option<tokio_util::sync::DropGuard>,
+    server: Option<serve::Server>,
     usage: Option<ContainerStats>,
 }
 
@@ -120,13 +123,15 @@ impl Fake {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    fn end(&mut self, exit_code: i64, out_of_memory: bool) {
+    /// Ends it; gives what still listens for it, to be waited for by [`FakeEngine::settle`].
+    #[must_use]
+    fn end(&mut self, exit_code: i64, out_of_memory: bool) -> Option<JoinHandle<()>> {
         self.status = ContainerStatus::Exited {
             exit_code,
             out_of_memory,
         };
-        self.server = None;
         self.changed.send_modify(|n| *n += 1);
+        self.server.take().map(serve::Server::stop)
     }
 }
 
@@ -263,8 +268,9 @@ impl FakeEngine {
         else {
             return false;
         };
-        fake.end(exit_code, out_of_memory);
+        let closing = fake.end(exit_code, out_of_memory);
         let platform = fake.spec.platform.clone();
+        state.closing.extend(closing);
         drop(state);
         if out_of_memory {
             self.tell(&platform, instance, "oom");
@@ -281,11 +287,13 @@ impl FakeEngine {
             .iter()
             .find(|(_, c)| c.spec.instance == *instance)
             .map(|(name, _)| name.clone());
-        let Some(fake) = name.and_then(|name| state.containers.remove(&name)) else {
+        let Some(mut fake) = name.and_then(|name| state.containers.remove(&name)) else {
             return false;
         };
+        let ran = fake.runs();
+        state.closing.extend(fake.end(137, false));
         drop(state);
-        if fake.runs() {
+        if ran {
             self.tell(&fake.spec.platform, instance, "die");
         }
         self.tell(&fake.spec.platform, instance, "destroy");
@@ -294,9 +302,10 @@ impl FakeEngine {
 
     /// All containers end, as when the machine loses power; they are still there, exited, when it is back.
     pub fn power_cut(&self) {
-        for fake in self.state().containers.values_mut().filter(|c| c.runs()) {
-            fake.end(137, false);
-        }
+        let mut state = self.state();
+        let ended = state.containers.values_mut().filter(|c| c.runs());
+        let closing: Vec<_> = ended.filter_map(|fake| fake.end(137, false)).collect();
+        state.closing.extend(closing);
     }
 
     /// The instance's container writes a line.
@@ -379,8 +388,18 @@ impl FakeEngine {
         Ok(value)
     }
 
+    /// Waits until the ports of ended containers are free.
+    async fn settle(&self) {
+        let closing = std::mem::take(&mut self.state().closing);
+        for listener in closing {
+            // It can only have ended.
+            let _ = listener.await;
+        }
+    }
+
     /// Makes a container begin: it listens, or does what its command says and ends.
     async fn begin(&self, id: &ContainerId, spec: &LaunchSpec) -> Result<(), EngineError> {
+        self.settle().await;
         let server = if self.options.serve {
             let text = format!("{} {} {}\n", spec.app, spec.version, spec.instance);
             Some(serve::serve(spec.host_ip, spec.host_port, text).await?)
@@ -408,7 +427,8 @@ impl FakeEngine {
             _ => None,
         };
         if let Some(code) = ended {
-            fake.end(code, false);
+            let closing = fake.end(code, false);
+            state.closing.extend(closing);
         }
         drop(state);
         self.tell(&spec.platform, &spec.instance, "start");
@@ -515,7 +535,8 @@ impl Engine for FakeEngine {
                     drop(state);
                     return self.answer(id);
                 }
-                state.containers.remove(&name);
+                let closing = state.containers.remove(&name).and_then(|mut held| held.end(137, false));
+                state.closing.extend(closing);
             }
             if state.port_is_taken(spec.host_port, &name) {
                 return Err(EngineError::PortTaken(spec.host_port));
@@ -552,8 +573,10 @@ impl Engine for FakeEngine {
             let mut state = self.state();
             let fake = state.by_id(container).ok_or_else(gone)?;
             let died = fake.runs();
-            fake.end(if died { 143 } else { 0 }, false);
-            (fake.spec.clone(), died)
+            let closing = fake.end(if died { 143 } else { 0 }, false);
+            let spec = fake.spec.clone();
+            state.closing.extend(closing);
+            (spec, died)
         };
         if died {
             self.tell(&spec.platform, &spec.instance, "die");
@@ -563,7 +586,10 @@ impl Engine for FakeEngine {
             self.state().containers.remove(&name);
             return Err(EngineError::PortTaken(spec.host_port));
         }
-        self.begin(container, &spec).await?;
+        if let Err(error) = self.begin(container, &spec).await {
+            self.state().containers.remove(&name);
+            return Err(error);
+        }
         self.answer(())
     }
 
@@ -576,10 +602,18 @@ impl Engine for FakeEngine {
         if stubborn {
             tokio::time::sleep(grace).await;
         }
-        let ended = self.state().by_id(container).filter(|c| c.runs()).map(|fake| {
-            fake.end(if stubborn { 137 } else { 143 }, false);
-            fake.spec.clone()
-        });
+        let ended = {
+            let mut state = self.state();
+            let ended = state.by_id(container).filter(|c| c.runs()).map(|fake| {
+                let closing = fake.end(if stubborn { 137 } else { 143 }, false);
+                (fake.spec.clone(), closing)
+            });
+            ended.map(|(spec, closing)| {
+                state.closing.extend(closing);
+                spec
+            })
+        };
+        self.settle().await;
         if let Some(spec) = ended {
             self.tell(&spec.platform, &spec.instance, "die");
         }
@@ -597,8 +631,11 @@ impl Engine for FakeEngine {
                 .map(|(name, _)| name.clone());
             name.and_then(|name| state.containers.remove(&name))
         };
-        if let Some(fake) = removed {
+        if let Some(mut fake) = removed {
             if fake.runs() {
+                let closing = fake.end(137, false);
+                self.state().closing.extend(closing);
+                self.settle().await;
                 self.tell(&fake.spec.platform, &fake.spec.instance, "die");
             }
             self.tell(&fake.spec.platform, &fake.spec.instance, "destroy");

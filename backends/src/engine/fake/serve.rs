@@ -9,6 +9,7 @@ use model::engine::EngineError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Open connections per container.
@@ -18,8 +19,23 @@ const MAX_HEAD: usize = 16 * 1024;
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(75);
 
-/// Listens on `ip:port` until the guard is dropped; open connections end with it.
-pub(super) async fn serve(ip: IpAddr, port: u16, text: String) -> Result<DropGuard, EngineError> {
+/// A listening container; it and its connections end when this is dropped.
+#[derive(Debug)]
+pub(super) struct Server {
+    stop: DropGuard,
+    listening: JoinHandle<()>,
+}
+
+impl Server {
+    /// Ends it. Its port is free when what is given back has ended.
+    pub(super) fn stop(self) -> JoinHandle<()> {
+        drop(self.stop);
+        self.listening
+    }
+}
+
+/// Listens on `ip:port`.
+pub(super) async fn serve(ip: IpAddr, port: u16, text: String) -> Result<Server, EngineError> {
     let listener = match TcpListener::bind(SocketAddr::new(ip, port)).await {
         Ok(listener) => listener,
         Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => return Err(EngineError::PortTaken(port)),
@@ -28,11 +44,12 @@ pub(super) async fn serve(ip: IpAddr, port: u16, text: String) -> Result<DropGua
     let stop = CancellationToken::new();
     let ended = stop.clone();
     let answer: Arc<str> = text.into();
-    tokio::spawn(async move {
+    let listening = tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-                return;
+            let place = tokio::select! {
+                () = ended.cancelled() => return,
+                place = Arc::clone(&places).acquire_owned() => place,
             };
             let stream = tokio::select! {
                 () = ended.cancelled() => return,
@@ -56,7 +73,10 @@ pub(super) async fn serve(ip: IpAddr, port: u16, text: String) -> Result<DropGua
             });
         }
     });
-    Ok(stop.drop_guard())
+    Ok(Server {
+        stop: stop.drop_guard(),
+        listening,
+    })
 }
 
 async fn converse(mut stream: TcpStream, answer: &str) -> std::io::Result<()> {
