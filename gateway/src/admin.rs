@@ -84,7 +84,11 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
             let app = request.uri().query().and_then(|q| q.strip_prefix("app="));
             text(StatusCode::OK, "application/json", routes(shared, app))
         }
-        _ => text(StatusCode::NOT_FOUND, PLAIN, "/live /ready /metrics /routes[?app=NAME]\n".into()),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            PLAIN,
+            "/live /ready /metrics /routes[?app=NAME]\n".into(),
+        ),
     }
 }
 
@@ -124,18 +128,48 @@ fn metrics(shared: &Shared) -> String {
     page.one("apps", "gauge", "Apps known", names);
     page.one("routes", "gauge", "Hosts routed: apps and custom domains", table.len());
     page.one("endpoints", "gauge", "Endpoints in the route table", endpoints);
-    page.one("endpoints_held", "gauge", "Endpoints held by the mass-vanish guard", registry.held.load(Ordering::Relaxed));
+    page.one(
+        "endpoints_held",
+        "gauge",
+        "Endpoints held by the mass-vanish guard",
+        registry.held.load(Ordering::Relaxed),
+    );
     page.one(
         "endpoints_refused_total",
         "counter",
         "Endpoints outside the allowed addresses and ports",
         registry.refused.load(Ordering::Relaxed),
     );
-    page.one("registry_stale_seconds", "gauge", "Seconds since the registry was last in reach", stale_s(shared));
-    page.one("registry_revision", "gauge", "Newest registry revision applied", registry.revision.load(Ordering::Relaxed));
-    page.one("registry_changes_total", "counter", "Registry changes applied", registry.changes.load(Ordering::Relaxed));
-    page.one("registry_snapshots_total", "counter", "Registry snapshots applied", registry.snapshots.load(Ordering::Relaxed));
-    page.one("ready", "gauge", "1 when /ready answers 200", u8::from(ready(shared).is_ok()));
+    page.one(
+        "registry_stale_seconds",
+        "gauge",
+        "Seconds since the registry was last in reach",
+        stale_s(shared),
+    );
+    page.one(
+        "registry_revision",
+        "gauge",
+        "Newest registry revision applied",
+        registry.revision.load(Ordering::Relaxed),
+    );
+    page.one(
+        "registry_changes_total",
+        "counter",
+        "Registry changes applied",
+        registry.changes.load(Ordering::Relaxed),
+    );
+    page.one(
+        "registry_snapshots_total",
+        "counter",
+        "Registry snapshots applied",
+        registry.snapshots.load(Ordering::Relaxed),
+    );
+    page.one(
+        "ready",
+        "gauge",
+        "1 when /ready answers 200",
+        u8::from(ready(shared).is_ok()),
+    );
     page.plain_histogram(
         "route_propagation_seconds",
         "Seconds from hearing of a registry change until requests obey it",
@@ -186,7 +220,11 @@ fn route<'a>(shared: &Shared, key: &str, app: &'a App, now: Instant) -> Route<'a
         }
     };
     Route {
-        host: if key.contains('.') { key.to_owned() } else { format!("{key}.{}", shared.config.domain) },
+        host: if key.contains('.') {
+            key.to_owned()
+        } else {
+            format!("{key}.{}", shared.config.domain)
+        },
         app: app.shared.id.as_str(),
         in_flight: app.shared.in_flight.load(Ordering::Relaxed),
         endpoints: app.endpoints.iter().map(view).collect(),
@@ -202,7 +240,11 @@ fn routes(shared: &Shared, only: Option<&str>) -> String {
             .filter(|(_, a)| a.shared.id.as_str() == app)
             .map(|(key, a)| route(shared, key, a, now))
             .collect(),
-        None => table.iter().take(LISTED).map(|(key, a)| route(shared, key, a, now)).collect(),
+        None => table
+            .iter()
+            .take(LISTED)
+            .map(|(key, a)| route(shared, key, a, now))
+            .collect(),
     };
     routes.sort_unstable_by(|a, b| a.host.cmp(&b.host));
     let all = Routes {

@@ -57,6 +57,20 @@ reasons! {
 }
 
 impl Reason {
+    /// Whether the connection ends with this answer: the client and the gateway may read what follows differently.
+    pub(crate) fn ends_connection(self) -> bool {
+        matches!(
+            self,
+            Self::BadHost
+                | Self::BadTarget
+                | Self::BadFraming
+                | Self::BadBody
+                | Self::MethodNotAllowed
+                | Self::RequestTimeout
+                | Self::BodyTooLarge
+        )
+    }
+
     /// Seconds after which the client may try again.
     fn retry_after(self) -> Option<u64> {
         match self {
@@ -100,6 +114,9 @@ pub(crate) fn answer(reason: Reason, html: bool, wait: Option<u64>) -> Response<
     if let Some(seconds) = wait.or(reason.retry_after()) {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if reason.ends_connection() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if reason == Reason::MethodNotAllowed {
         let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         headers.insert(header::ALLOW, allowed);
@@ -108,7 +125,8 @@ pub(crate) fn answer(reason: Reason, html: bool, wait: Option<u64>) -> Response<
 }
 
 /// The whole 408 answer, written when there is no request to answer.
-pub(crate) const TIMED_OUT: &[u8] = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-caas-reason: request_timeout\r\n\r\n";
+pub(crate) const TIMED_OUT: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-caas-reason: request_timeout\r\n\r\n";
 
 /// The whole answer to a connection above the limits.
 pub(crate) const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\nx-caas-reason: too_many_connections\r\n\r\n";

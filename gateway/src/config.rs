@@ -185,7 +185,12 @@ impl Config {
                 self.domain
             )));
         }
-        if self.id.len() > 64 || !self.id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        if self.id.len() > 64
+            || !self
+                .id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        {
             return Err(Error::Config(format!(
                 "gateway.id = {:?} must be at most 64 of letters, digits, '-', '_' and '.'",
                 self.id
@@ -288,10 +293,21 @@ mod tests {
     fn only_allowed_addresses_are_dialled() {
         let config = Config::default();
         let may = |text: &str| config.may_dial(text.parse().expect("address"));
-        for good in ["10.1.2.3:20000", "127.0.0.1:1024", "[::1]:8080", "[::ffff:10.0.0.1]:8080"] {
+        for good in [
+            "10.1.2.3:20000",
+            "127.0.0.1:1024",
+            "[::1]:8080",
+            "[::ffff:10.0.0.1]:8080",
+        ] {
             assert!(may(good), "{good}");
         }
-        for bad in ["169.254.169.254:8080", "10.1.2.3:80", "8.8.8.8:8080", "[2001:db8::1]:8080", "0.0.0.0:8080"] {
+        for bad in [
+            "169.254.169.254:8080",
+            "10.1.2.3:80",
+            "8.8.8.8:8080",
+            "[2001:db8::1]:8080",
+            "0.0.0.0:8080",
+        ] {
             assert!(!may(bad), "{bad}");
         }
     }

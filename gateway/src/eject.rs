@@ -192,7 +192,10 @@ pub(crate) mod tests {
     }
 
     fn endpoint() -> Arc<Endpoint> {
-        Arc::new(Endpoint::new(key("a", "1", "c"), "127.0.0.1:9".parse().expect("address")))
+        Arc::new(Endpoint::new(
+            key("a", "1", "c"),
+            "127.0.0.1:9".parse().expect("address"),
+        ))
     }
 
     #[test]

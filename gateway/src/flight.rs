@@ -78,6 +78,8 @@ impl Flight {
 
     /// Counts the request for its app; `false` when the app has too many under way (it is counted even then, until the end).
     pub(crate) fn belongs_to(&mut self, app: Arc<App>) -> bool {
+        // Made here, so that the app shows from its first request on, not only after it.
+        app.shared.stats();
         let before = app.shared.in_flight.fetch_add(1, Ordering::Relaxed);
         let fits = before < app.settings.max_in_flight;
         self.app = Some(app);
@@ -111,7 +113,9 @@ impl Flight {
 
     /// How long a tunnel of this app may be without a byte.
     pub(crate) fn tunnel_idle(&self) -> Duration {
-        self.app.as_ref().map_or(Duration::from_secs(60), |a| a.settings.tunnel_idle)
+        self.app
+            .as_ref()
+            .map_or(Duration::from_secs(60), |a| a.settings.tunnel_idle)
     }
 
     pub(crate) fn client(&self) -> &Rc<Client> {

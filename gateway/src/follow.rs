@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
 use model::registry::{
-    Acknowledgement, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot, SnapshotFile,
+    Acknowledgement, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
+    SnapshotFile,
 };
 use model::{AppConfig, AppId, ContainerId, Version};
 use tokio::sync::watch;
@@ -113,7 +114,11 @@ impl Follower {
     fn remove(&mut self, key: &EntryKey) {
         self.held.remove(key);
         let place = (key.version.clone(), key.container.clone());
-        if !self.apps.get(&key.app).is_some_and(|e| e.endpoints.contains_key(&place)) {
+        if !self
+            .apps
+            .get(&key.app)
+            .is_some_and(|e| e.endpoints.contains_key(&place))
+        {
             return;
         }
         if let Some(old) = self.entry(&key.app).endpoints.remove(&place) {
@@ -166,7 +171,13 @@ impl Follower {
         let (mut all, mut all_gone) = (0, 0);
         for entry in self.apps.values() {
             let before = gone.len();
-            gone.extend(entry.endpoints.values().map(|e| e.key.clone()).filter(|k| !snapshot.endpoints.contains_key(k)));
+            gone.extend(
+                entry
+                    .endpoints
+                    .values()
+                    .map(|e| e.key.clone())
+                    .filter(|k| !snapshot.endpoints.contains_key(k)),
+            );
             let missing = gone.len() - before;
             all += entry.endpoints.len();
             all_gone += missing;
@@ -179,7 +190,10 @@ impl Follower {
         let taken: HashSet<_> = snapshot.endpoints.values().map(|e| e.0).collect();
         let mut held = 0usize;
         for key in gone {
-            let address = self.apps.get(&key.app).and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
+            let address = self
+                .apps
+                .get(&key.app)
+                .and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
             let stolen = address.is_some_and(|e| taken.contains(&e.address));
             if guard && !stolen && (mass || suspicious.contains(&key.app)) {
                 let until = now + Duration::from_secs(self.shared.config.hold_s);
@@ -190,7 +204,11 @@ impl Follower {
             }
         }
         if held > 0 {
-            tracing::warn!(held, of = all, "endpoints vanished in a mass without being withdrawn; they are held for a while");
+            tracing::warn!(
+                held,
+                of = all,
+                "endpoints vanished in a mass without being withdrawn; they are held for a while"
+            );
         }
         let unconfigured: Vec<AppId> = self
             .apps
@@ -246,7 +264,9 @@ impl Follower {
             }
             RegistryEvent::Disconnected(reason) => {
                 let now = self.shared.clock.millis(now);
-                let was = status.stale_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+                let was = status
+                    .stale_since
+                    .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
                 if was.is_ok() {
                     tracing::warn!(%reason, "the registry is out of reach; serving the last copy");
                 }
@@ -299,7 +319,10 @@ impl Follower {
         }
         self.unmarked = self.leaving.len();
         self.shared.registry.revision.store(self.revision.0, Ordering::Relaxed);
-        self.shared.registry.held.store(self.held.len() as u64, Ordering::Relaxed);
+        self.shared
+            .registry
+            .held
+            .store(self.held.len() as u64, Ordering::Relaxed);
     }
 
     /// Lets go of what has drained, and of held endpoints whose time is over or which refuse connections. `true` when there is
@@ -311,7 +334,10 @@ impl Follower {
             .held
             .iter()
             .filter(|(key, until)| {
-                let endpoint = self.apps.get(&key.app).and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
+                let endpoint = self
+                    .apps
+                    .get(&key.app)
+                    .and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
                 **until <= now || endpoint.is_none_or(|e| e.failures() > 0)
             })
             .map(|(key, _)| key.clone())
@@ -329,8 +355,13 @@ impl Follower {
     /// What may be told to the writer; `None` before the registry has spoken.
     pub(crate) fn acknowledgement(&self) -> Option<Acknowledgement> {
         // A held endpoint still gets requests: its container must not be stopped as if it were drained.
-        let busy = self.leaving.iter().filter(|e| e.in_flight() > 0).map(|e| &e.key.container);
-        let draining: std::collections::BTreeSet<_> = busy.chain(self.held.keys().map(|k| &k.container)).cloned().collect();
+        let busy = self
+            .leaving
+            .iter()
+            .filter(|e| e.in_flight() > 0)
+            .map(|e| &e.key.container);
+        let draining: std::collections::BTreeSet<_> =
+            busy.chain(self.held.keys().map(|k| &k.container)).cloned().collect();
         self.heard.then(|| Acknowledgement {
             applied: self.revision,
             draining: draining.into_iter().collect(),
@@ -383,7 +414,10 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
         } else if file_at.is_some_and(|at| at <= now) {
             file_at = None;
             if let Some(snapshot) = read_file(shared.config.snapshot_file.as_deref()).await {
-                tracing::warn!(revision = snapshot.revision.0, "the registry is not there; serving the snapshot file");
+                tracing::warn!(
+                    revision = snapshot.revision.0,
+                    "the registry is not there; serving the snapshot file"
+                );
                 follower.load(snapshot, now);
                 follower.publish();
             }
@@ -404,7 +438,11 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
 }
 
 /// Tells the writer, at most every 20 ms, and again until it has heard.
-async fn acknowledge(registry: Arc<dyn RegistryReader>, id: String, mut told: watch::Receiver<Option<Acknowledgement>>) {
+async fn acknowledge(
+    registry: Arc<dyn RegistryReader>,
+    id: String,
+    mut told: watch::Receiver<Option<Acknowledgement>>,
+) {
     let mut pause = PACE;
     while told.changed().await.is_ok() {
         loop {
@@ -458,7 +496,11 @@ impl File {
         }
         if self.dirty && now >= self.next {
             self.dirty = false;
-            let (path, table, revision) = (self.path.clone(), shared.table.load_full(), shared.registry.revision.load(Ordering::Relaxed));
+            let (path, table, revision) = (
+                self.path.clone(),
+                shared.table.load_full(),
+                shared.registry.revision.load(Ordering::Relaxed),
+            );
             self.writing = Some(tokio::task::spawn_blocking(move || {
                 let start = Instant::now();
                 if let Err(error) = write_file(&path, &table, RegistryRevision(revision)) {
@@ -489,7 +531,9 @@ fn write_file(path: &Path, table: &Table, revision: RegistryRevision) -> std::io
     let out = std::fs::File::create(&beside)?;
     let mut out = std::io::BufWriter::new(out);
     serde_json::to_writer(&mut out, &file)?;
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    out.into_inner()
+        .map_err(std::io::IntoInnerError::into_error)?
+        .sync_all()?;
     std::fs::rename(&beside, path)
 }
 

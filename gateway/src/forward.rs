@@ -22,13 +22,13 @@ use crate::answer::{self, Reason};
 use crate::body::{Progress, RequestBody, ResponseBody};
 use crate::client::{Client, Phase};
 use crate::flight::{Flight, LogFields};
+use crate::headers;
 use crate::pool::Sender;
 use crate::retry::{self, Copy};
 use crate::route::{self, Target};
 use crate::table::{App, Tried};
 use crate::upgrade::Tunnel;
 use crate::worker::Worker;
-use crate::headers;
 
 /// An answer of the gateway's own instead of an app's.
 struct Refusal {
@@ -54,7 +54,11 @@ struct Admitted {
 }
 
 /// Answers one request; never fails.
-pub(crate) async fn serve(worker: Rc<Worker>, client: Rc<Client>, request: Request<Incoming>) -> Result<Response<ResponseBody>, Infallible> {
+pub(crate) async fn serve(
+    worker: Rc<Worker>,
+    client: Rc<Client>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
     let started = Instant::now();
     client.begin();
     let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&client), started);
@@ -69,6 +73,9 @@ pub(crate) async fn serve(worker: Rc<Worker>, client: Rc<Client>, request: Reque
             // No endpoint, or one that is no part of the answer any more: the request counts there no longer.
             flight.leave();
             flight.reason = Some(reason);
+            if reason.ends_connection() {
+                client.linger.set(true);
+            }
             answer::answer(reason, html, wait)
         }
     };
@@ -199,7 +206,9 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
     match (uri.scheme_str(), uri.authority()) {
         (None, None) if uri.path().starts_with('/') || (uri.path() == "*" && *method == Method::OPTIONS) => Ok(None),
         (Some("http" | "https"), Some(authority)) if !authority.as_str().contains('@') => {
-            HeaderValue::from_str(authority.as_str()).map(Some).map_err(|_| Reason::BadHost)
+            HeaderValue::from_str(authority.as_str())
+                .map(Some)
+                .map_err(|_| Reason::BadHost)
         }
         _ => Err(Reason::BadTarget),
     }
@@ -284,7 +293,11 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
             }
             (Sent::Bad, _) => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
             (Sent::Expired, _) => {
-                let reason = if client.body_open.get() { Reason::RequestTimeout } else { Reason::UpstreamTimeout };
+                let reason = if client.body_open.get() {
+                    Reason::RequestTimeout
+                } else {
+                    Reason::UpstreamTimeout
+                };
                 break Err(reason);
             }
         }
@@ -413,7 +426,12 @@ async fn connect(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> 
 }
 
 /// Takes an endpoint's answer.
-fn accept(flight: &mut Flight, response: Response<Incoming>, sender: Option<Sender>, upgrade: bool) -> Result<Response<ResponseBody>, Reason> {
+fn accept(
+    flight: &mut Flight,
+    response: Response<Incoming>,
+    sender: Option<Sender>,
+    upgrade: bool,
+) -> Result<Response<ResponseBody>, Reason> {
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if upgraded && !upgrade {
         return Err(Reason::BadUpgrade);

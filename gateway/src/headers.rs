@@ -91,15 +91,29 @@ fn gateway_says(name: &str) -> bool {
                 .zip(with.bytes())
                 .all(|(a, b)| a == b || (a == b'_' && b == b'-'))
     };
-    begins("x-forwarded") || (name.len() == 9 && begins("forwarded")) || (name.len() == 9 && begins("x-real-ip")) || begins("x-caas-")
+    begins("x-forwarded")
+        || (name.len() == 9 && begins("forwarded"))
+        || (name.len() == 9 && begins("x-real-ip"))
+        || begins("x-caas-")
 }
 
 /// Never removed because a Connection header names them.
 fn protected(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "host" | "content-length" | "transfer-encoding" | "content-type" | "authorization" | "cookie" | "set-cookie" | "date"
-            | "x-request-id" | "traceparent" | "tracestate" | "te" | "upgrade"
+        "host"
+            | "content-length"
+            | "transfer-encoding"
+            | "content-type"
+            | "authorization"
+            | "cookie"
+            | "set-cookie"
+            | "date"
+            | "x-request-id"
+            | "traceparent"
+            | "tracestate"
+            | "te"
+            | "upgrade"
     ) || gateway_says(name.as_str())
 }
 
@@ -139,11 +153,15 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             }
             6 if *name == header::EXPECT => f.remove |= EXPECT,
             6 if *name == header::ACCEPT => {
-                seen.html = value.as_bytes().windows(9).any(|w| w.eq_ignore_ascii_case(b"text/html"));
+                seen.html = value
+                    .as_bytes()
+                    .windows(9)
+                    .any(|w| w.eq_ignore_ascii_case(b"text/html"));
             }
             7 if *name == header::UPGRADE => {
                 // Several Upgrade lines are nothing that a client of ours has to send.
-                f.upgrade = f.remove & UPGRADE == 0 && !tokens(value).any(|t| t.len() >= 3 && t[..3].eq_ignore_ascii_case(b"h2c"));
+                f.upgrade = f.remove & UPGRADE == 0
+                    && !tokens(value).any(|t| t.len() >= 3 && t[..3].eq_ignore_ascii_case(b"h2c"));
                 f.remove |= UPGRADE;
             }
             9 if *name == header::FORWARDED => f.remove |= FORWARDED,
@@ -159,7 +177,8 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             16 if text == "proxy-connection" => f.remove |= PROXY_CONNECTION,
             17 if text == "x-forwarded-proto" => f.forwarded[0] = true,
             17 if *name == header::TRANSFER_ENCODING => {
-                seen.strange_encoding |= f.remove & TRANSFER_ENCODING != 0 || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+                seen.strange_encoding |= f.remove & TRANSFER_ENCODING != 0
+                    || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
                 f.remove |= TRANSFER_ENCODING;
             }
             19 if *name == header::PROXY_AUTHORIZATION => f.remove |= PROXY_AUTHORIZATION,
@@ -183,8 +202,18 @@ impl Facts {
 
 /// Makes a request's headers what the endpoint is to see. `host` is the name that decided, `upgrade` that the request may
 /// become a tunnel.
-pub(crate) fn rewrite_request(headers: &mut HeaderMap, facts: &Facts, client: &Client, host: HeaderValue, upgrade: bool) {
-    let asked = if upgrade { headers.get(header::UPGRADE).cloned() } else { None };
+pub(crate) fn rewrite_request(
+    headers: &mut HeaderMap,
+    facts: &Facts,
+    client: &Client,
+    host: HeaderValue,
+    upgrade: bool,
+) {
+    let asked = if upgrade {
+        headers.get(header::UPGRADE).cloned()
+    } else {
+        None
+    };
     let keep = client.trusted;
     let mut remove = facts.remove;
     if keep {
@@ -208,7 +237,11 @@ pub(crate) fn rewrite_request(headers: &mut HeaderMap, facts: &Facts, client: &C
     }
     if keep && facts.forwarded_for {
         headers.append(X_FORWARDED_FOR, client.address.clone());
-        let whole: Vec<&[u8]> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+        let whole: Vec<&[u8]> = headers
+            .get_all(X_FORWARDED_FOR)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
         let value = HeaderValue::from_bytes(&whole.join(&b", "[..])).unwrap_or_else(|_| client.address.clone());
         headers.insert(X_FORWARDED_FOR, value);
     } else {
@@ -289,14 +322,25 @@ mod tests {
 
     fn client(trusted: bool) -> Client {
         let value = HeaderValue::from_static("192.0.2.1");
-        Client::new(IpAddr::from([192, 0, 2, 1]), value, HeaderValue::from_static("8080"), trusted)
+        Client::new(
+            IpAddr::from([192, 0, 2, 1]),
+            value,
+            HeaderValue::from_static("8080"),
+            trusted,
+        )
     }
 
     fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {
         let mut headers = map(pairs);
         let facts = inspect(&headers).facts;
         let host = HeaderValue::from_static("hello.localhost");
-        rewrite_request(&mut headers, &facts, &client(trusted), host, upgrade && facts.wants_upgrade());
+        rewrite_request(
+            &mut headers,
+            &facts,
+            &client(trusted),
+            host,
+            upgrade && facts.wants_upgrade(),
+        );
         let mut lines: Vec<String> = headers
             .iter()
             .map(|(n, v)| format!("{n}: {}", v.to_str().expect("text")))
@@ -334,7 +378,12 @@ mod tests {
     #[test]
     fn a_trusted_proxy_is_believed() {
         let lines = sent(
-            &[("x-forwarded-for", "203.0.113.9"), ("x-forwarded-proto", "https"), ("x-forwarded-prefix", "/a"), ("x_forwarded_for", "6.6.6.6")],
+            &[
+                ("x-forwarded-for", "203.0.113.9"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-prefix", "/a"),
+                ("x_forwarded_for", "6.6.6.6"),
+            ],
             true,
             false,
         );
@@ -354,7 +403,10 @@ mod tests {
     fn hop_by_hop_headers_stay_here() {
         let lines = sent(
             &[
-                ("connection", "keep-alive, X-Drop, X-Forwarded-For, Host, Content-Length, authorization"),
+                (
+                    "connection",
+                    "keep-alive, X-Drop, X-Forwarded-For, Host, Content-Length, authorization",
+                ),
                 ("x-drop", "1"),
                 ("host", "hello.localhost"),
                 ("content-length", "3"),
@@ -370,7 +422,12 @@ mod tests {
             false,
             true,
         );
-        let mut want = vec!["authorization: Basic x", "content-length: 3", "host: hello.localhost", "te: trailers"];
+        let mut want = vec![
+            "authorization: Basic x",
+            "content-length: 3",
+            "host: hello.localhost",
+            "te: trailers",
+        ];
         want.extend(OURS);
         assert_eq!(lines, want);
     }
@@ -430,7 +487,10 @@ mod tests {
     fn the_client_behind_proxies() {
         let trusted = Networks::new(&["10.0.0.0/8".parse().expect("network")]);
         let behind = |v: &str| client_behind(&map(&[("x-forwarded-for", v)]), &trusted);
-        assert_eq!(behind("6.6.6.6, 203.0.113.9, 10.0.0.7"), Some(IpAddr::from([203, 0, 113, 9])));
+        assert_eq!(
+            behind("6.6.6.6, 203.0.113.9, 10.0.0.7"),
+            Some(IpAddr::from([203, 0, 113, 9]))
+        );
         assert_eq!(behind("10.0.0.1"), Some(IpAddr::from([10, 0, 0, 1])));
         assert_eq!(behind("junk"), None);
         assert_eq!(behind("203.0.113.9, junk"), None);

@@ -125,7 +125,10 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
         "" => format!("gw-{:012x}", rand::random::<u64>() & 0xffff_ffff_ffff),
         id => id.to_owned(),
     };
-    listeners.admin.set_nonblocking(true).map_err(|e| Error::Start(e.to_string()))?;
+    listeners
+        .admin
+        .set_nonblocking(true)
+        .map_err(|e| Error::Start(e.to_string()))?;
     let admin = tokio::net::TcpListener::from_std(listeners.admin).map_err(|e| Error::Start(e.to_string()))?;
 
     // Dropped with this future: whatever ends it ends the workers too.

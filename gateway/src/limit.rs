@@ -211,12 +211,25 @@ mod tests {
 
     #[test]
     fn networks_merge_and_contain() {
-        let nets: Vec<IpNet> = ["10.0.0.0/8", "10.1.0.0/16", "192.168.1.1/32", "2001:db8::/32", "172.16.0.0/12"]
-            .iter()
-            .map(|t| t.parse().expect("network"))
-            .collect();
+        let nets: Vec<IpNet> = [
+            "10.0.0.0/8",
+            "10.1.0.0/16",
+            "192.168.1.1/32",
+            "2001:db8::/32",
+            "172.16.0.0/12",
+        ]
+        .iter()
+        .map(|t| t.parse().expect("network"))
+        .collect();
         let set = Networks::new(&nets);
-        for inside in ["10.0.0.0", "10.255.255.255", "192.168.1.1", "172.31.0.1", "2001:db8::1", "::ffff:10.2.3.4"] {
+        for inside in [
+            "10.0.0.0",
+            "10.255.255.255",
+            "192.168.1.1",
+            "172.31.0.1",
+            "2001:db8::1",
+            "::ffff:10.2.3.4",
+        ] {
             assert!(set.contains(ip(inside)), "{inside}");
         }
         for outside in ["9.255.255.255", "11.0.0.0", "192.168.1.2", "2001:db9::1", "::1"] {

@@ -32,7 +32,8 @@ impl Counter {
 
 /// Upper bounds of the histograms' buckets in microseconds.
 pub(crate) const BOUNDS: [u64; 14] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000, 10_000_000,
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
 ];
 
 /// A distribution of durations.
@@ -147,7 +148,10 @@ pub(crate) struct Page(String);
 
 impl Page {
     pub(crate) fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = write!(self.0, "# HELP caas_gateway_{name} {help}\n# TYPE caas_gateway_{name} {kind}\n");
+        let _ = write!(
+            self.0,
+            "# HELP caas_gateway_{name} {help}\n# TYPE caas_gateway_{name} {kind}\n"
+        );
     }
 
     pub(crate) fn line(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
@@ -165,33 +169,85 @@ impl Page {
     pub(crate) fn workers(&mut self, workers: &[WorkerStats]) {
         type Get = fn(&WorkerStats) -> &Counter;
         let sums: [(&str, &str, &str, Get); 15] = [
-            ("connections_total", "counter", "Client connections accepted", |w| &w.connections),
-            ("connections", "gauge", "Client connections open", |w| &w.connections_open),
-            ("connections_parked", "gauge", "Idle client connections without buffers", |w| &w.parked),
+            ("connections_total", "counter", "Client connections accepted", |w| {
+                &w.connections
+            }),
+            ("connections", "gauge", "Client connections open", |w| {
+                &w.connections_open
+            }),
+            (
+                "connections_parked",
+                "gauge",
+                "Idle client connections without buffers",
+                |w| &w.parked,
+            ),
             ("tunnels", "gauge", "Upgraded connections open", |w| &w.tunnels_open),
-            ("bad_requests_total", "counter", "Requests whose head could not be read", |w| &w.bad_heads),
+            (
+                "bad_requests_total",
+                "counter",
+                "Requests whose head could not be read",
+                |w| &w.bad_heads,
+            ),
             ("accept_errors_total", "counter", "Failed accepts", |w| &w.accept_errors),
-            ("upstream_connects_total", "counter", "Connects to endpoints", |w| &w.connects),
-            ("upstream_connect_failures_total", "counter", "Failed connects to endpoints", |w| &w.connect_failures),
-            ("upstream_reused_total", "counter", "Requests on kept upstream connections", |w| &w.reused),
-            ("upstream_stale_total", "counter", "Kept upstream connections found dead on use", |w| &w.stale),
-            ("upstream_pooled", "gauge", "Unused upstream connections kept", |w| &w.pooled),
-            ("retries_total", "counter", "Requests sent to a further endpoint", |w| &w.retries),
-            ("retries_refused_total", "counter", "Retries refused by the retry budget", |w| &w.retries_refused),
-            ("ejections_total", "counter", "Endpoints left out after failures", |w| &w.ejections),
-            ("access_log_dropped_total", "counter", "Access log lines dropped", |w| &w.log_dropped),
+            ("upstream_connects_total", "counter", "Connects to endpoints", |w| {
+                &w.connects
+            }),
+            (
+                "upstream_connect_failures_total",
+                "counter",
+                "Failed connects to endpoints",
+                |w| &w.connect_failures,
+            ),
+            (
+                "upstream_reused_total",
+                "counter",
+                "Requests on kept upstream connections",
+                |w| &w.reused,
+            ),
+            (
+                "upstream_stale_total",
+                "counter",
+                "Kept upstream connections found dead on use",
+                |w| &w.stale,
+            ),
+            ("upstream_pooled", "gauge", "Unused upstream connections kept", |w| {
+                &w.pooled
+            }),
+            ("retries_total", "counter", "Requests sent to a further endpoint", |w| {
+                &w.retries
+            }),
+            (
+                "retries_refused_total",
+                "counter",
+                "Retries refused by the retry budget",
+                |w| &w.retries_refused,
+            ),
+            ("ejections_total", "counter", "Endpoints left out after failures", |w| {
+                &w.ejections
+            }),
+            ("access_log_dropped_total", "counter", "Access log lines dropped", |w| {
+                &w.log_dropped
+            }),
         ];
         for (name, kind, help, get) in sums {
             self.one(name, kind, help, workers.iter().map(|w| get(w).get()).sum::<u64>());
         }
-        self.head("responses_total", "counter", "Requests by status (0: the client left before an answer)");
+        self.head(
+            "responses_total",
+            "counter",
+            "Requests by status (0: the client left before an answer)",
+        );
         for code in 0..600 {
             let n: u64 = workers.iter().map(|w| w.codes[code].get()).sum();
             if n > 0 {
                 self.line("responses_total", &format!("code=\"{code}\""), n);
             }
         }
-        self.head("own_answers_total", "counter", "Answers made by the gateway itself, by reason");
+        self.head(
+            "own_answers_total",
+            "counter",
+            "Answers made by the gateway itself, by reason",
+        );
         for (i, reason) in Reason::ALL.iter().enumerate() {
             let n: u64 = workers.iter().map(|w| w.reasons[i].get()).sum();
             self.line("own_answers_total", &format!("reason=\"{}\"", reason.as_str()), n);
@@ -213,9 +269,17 @@ impl Page {
         for (app, _, in_flight) in apps {
             self.line("requests_in_flight", &format!("app=\"{app}\""), in_flight);
         }
-        self.head("app_retries_total", "counter", "Requests sent to a further endpoint, by app");
+        self.head(
+            "app_retries_total",
+            "counter",
+            "Requests sent to a further endpoint, by app",
+        );
         for (app, stats, _) in apps {
-            self.line("app_retries_total", &format!("app=\"{app}\""), stats.sum(|s| &s.retries));
+            self.line(
+                "app_retries_total",
+                &format!("app=\"{app}\""),
+                stats.sum(|s| &s.retries),
+            );
         }
         let help = "Seconds from a request's head to the end of its answer";
         self.histograms("request_duration_seconds", help, apps, |s| &s.duration);
@@ -223,7 +287,13 @@ impl Page {
         self.histograms("upstream_duration_seconds", help, apps, |s| &s.upstream);
     }
 
-    fn histograms(&mut self, name: &str, help: &str, apps: &[(&str, &AppStats, u32)], of: fn(&AppStripe) -> &Histogram) {
+    fn histograms(
+        &mut self,
+        name: &str,
+        help: &str,
+        apps: &[(&str, &AppStats, u32)],
+        of: fn(&AppStripe) -> &Histogram,
+    ) {
         self.head(name, "histogram", help);
         for (app, stats, _) in apps {
             let count = |i: usize| stats.sum(|s| &of(s).counts[i]);

@@ -112,9 +112,34 @@ mod tests {
     fn hosts_that_are_none() {
         let long = "a".repeat(254);
         for raw in [
-            "", ".", ":80", "[::1]", "[::1]:80", "::1", "a..b", ".a", "a b", "a,b", "evil@app.test", "app.test\0.evil",
-            "a/b", "a:b", "a:99999", "a:80:80", "a:-1", "a:+1", "a:123456", "app.test,evil", "a\tb", "é", "a%41", "a?b", "a#b",
-            "a\\b", "..", &long,
+            "",
+            ".",
+            ":80",
+            "[::1]",
+            "[::1]:80",
+            "::1",
+            "a..b",
+            ".a",
+            "a b",
+            "a,b",
+            "evil@app.test",
+            "app.test\0.evil",
+            "a/b",
+            "a:b",
+            "a:99999",
+            "a:80:80",
+            "a:-1",
+            "a:+1",
+            "a:123456",
+            "app.test,evil",
+            "a\tb",
+            "é",
+            "a%41",
+            "a?b",
+            "a#b",
+            "a\\b",
+            "..",
+            &long,
         ] {
             assert_eq!(named(raw), None, "{raw:?}");
         }
@@ -126,13 +151,25 @@ mod tests {
         assert_eq!(target("hello.localhost", "localhost"), app("hello"));
         assert_eq!(
             target("2--hello.localhost", "localhost"),
-            Target::Version { version: "2", app: "hello" }
+            Target::Version {
+                version: "2",
+                app: "hello"
+            }
         );
         assert_eq!(
             target("v1.2--hello.a.b", "a.b"),
-            Target::Version { version: "v1.2", app: "hello" }
+            Target::Version {
+                version: "v1.2",
+                app: "hello"
+            }
         );
-        for other in ["localhost", "hellolocalhost", "shop.example.com", "hello.localhost.evil", "a.hello.localhost"] {
+        for other in [
+            "localhost",
+            "hellolocalhost",
+            "shop.example.com",
+            "hello.localhost.evil",
+            "a.hello.localhost",
+        ] {
             assert_eq!(target(other, "localhost"), Target::Domain(other));
         }
     }

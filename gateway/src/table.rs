@@ -185,9 +185,9 @@ fn shard_of(key: &str) -> usize {
     // FNV-1a over the end of the name: names of one customer often begin alike.
     let bytes = key.as_bytes();
     let tail = &bytes[bytes.len().saturating_sub(12)..];
-    let hash = tail
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64 ^ bytes.len() as u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    let hash = tail.iter().fold(0xcbf2_9ce4_8422_2325u64 ^ bytes.len() as u64, |h, b| {
+        (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3)
+    });
     (hash >> 24) as usize % SHARDS
 }
 
@@ -266,7 +266,10 @@ mod tests {
         let app = app(&["1", "RC2", "1"]);
         let (clock, now) = (Clock::new(), Instant::now());
         for _ in 0..5 {
-            assert_eq!(port(app.pick(Some("rc2"), &Tried::default(), clock, now).as_ref()), Some(2_001));
+            assert_eq!(
+                port(app.pick(Some("rc2"), &Tried::default(), clock, now).as_ref()),
+                Some(2_001)
+            );
         }
         assert!(app.pick(Some("3"), &Tried::default(), clock, now).is_none());
     }
@@ -277,7 +280,10 @@ mod tests {
         let (clock, now) = (Clock::new(), Instant::now());
         app.endpoints[0].failed(clock, now);
         for _ in 0..4 {
-            assert_eq!(port(app.pick(None, &Tried::default(), clock, now).as_ref()), Some(2_001));
+            assert_eq!(
+                port(app.pick(None, &Tried::default(), clock, now).as_ref()),
+                Some(2_001)
+            );
         }
         app.endpoints[1].failed(clock, now);
         let mut tried = Tried::default();
@@ -309,7 +315,10 @@ mod tests {
         assert_eq!(table.len(), 100_000);
         assert!(table.get("app99999").is_some() && table.get("app100000").is_none());
         let fullest = table.shards.iter().map(|s| s.len()).max().expect("shards");
-        assert!(fullest < 400, "the names spread over the shards, at most {fullest} in one");
+        assert!(
+            fullest < 400,
+            "the names spread over the shards, at most {fullest} in one"
+        );
         let next = table.with([("app5".into(), None)]);
         assert!(next.get("app5").is_none() && table.get("app5").is_some());
     }

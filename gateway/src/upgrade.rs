@@ -49,7 +49,13 @@ impl Pipe {
     }
 
     /// Copies until there is nothing to read or no room to write; ready when the sender has closed and the receiver knows.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &mut TcpStream, to: &mut TcpStream, scratch: &mut [u8]) -> Poll<io::Result<()>> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        scratch: &mut [u8],
+    ) -> Poll<io::Result<()>> {
         loop {
             if !self.rest.is_empty() {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest))?;
@@ -127,12 +133,20 @@ pub(crate) async fn run(worker: &Rc<Worker>, mut client: TcpStream, before: Byte
             if moved.0 != up.bytes + down.bytes {
                 moved = (up.bytes + down.bytes, now);
             }
-            let most = if up.ended || down.ended { idle.min(AFTER_CLOSE) } else { idle };
+            let most = if up.ended || down.ended {
+                idle.min(AFTER_CLOSE)
+            } else {
+                idle
+            };
             let still = now.saturating_duration_since(moved.1);
             if still >= most {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            let next = if up.ended || down.ended { look.min(Duration::from_secs(1)) } else { look };
+            let next = if up.ended || down.ended {
+                look.min(Duration::from_secs(1))
+            } else {
+                look
+            };
             timer.as_mut().reset((now + next).into());
         }
         Poll::Pending

@@ -150,7 +150,12 @@ impl Worker {
 }
 
 /// The worker's thread: serves until `stop`, then lets open requests finish until the drain time-out.
-pub(crate) fn run(index: usize, shared: Arc<Shared>, listener: std::net::TcpListener, stop: &CancellationToken) -> io::Result<()> {
+pub(crate) fn run(
+    index: usize,
+    shared: Arc<Shared>,
+    listener: std::net::TcpListener,
+    stop: &CancellationToken,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;

@@ -1,0 +1,98 @@
+//! The gateway in front of fixed backends, for load tests: no registry, one app per host name.
+//!
+//! Environment: `LISTEN` (port, default 18080), `BACKEND_ADDRS` (host:port list), `HOSTS_FILE` (one host name per line, all
+//! under one domain; default `app.gateway.example`), `THREADS` (default 1), `GATEWAY_CONFIG` (JSON, optional).
+
+extern crate caas_gateway as gateway;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::channel::mpsc;
+use gateway::{Config, Deps, Listeners};
+use model::registry::{
+    Acknowledgement, EntryKey, RegistryError, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
+};
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A registry that never changes.
+#[derive(Debug)]
+struct Fixed(RegistrySnapshot);
+
+#[async_trait]
+impl RegistryReader for Fixed {
+    fn follow(&self) -> mpsc::Receiver<RegistryEvent> {
+        let (mut sender, receiver) = mpsc::channel(1);
+        // The channel is empty, so there is room.
+        let _ = sender.try_send(RegistryEvent::Snapshot(self.0.clone()));
+        // Kept open for ever: nothing changes.
+        std::mem::forget(sender);
+        receiver
+    }
+
+    async fn acknowledge(&self, _gateway: &str, _ack: &Acknowledgement) -> Result<(), RegistryError> {
+        Ok(())
+    }
+}
+
+fn var(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let backends = var("BACKEND_ADDRS", "127.0.0.1:19001");
+    let hosts = match std::env::var("HOSTS_FILE") {
+        Ok(path) => std::fs::read_to_string(path)?,
+        Err(_) => "app.gateway.example".to_owned(),
+    };
+    let mut endpoints = BTreeMap::new();
+    let mut domain = "localhost".to_owned();
+    for host in hosts.split_whitespace() {
+        let (app, rest) = host.split_once('.').ok_or("a host without a domain")?;
+        domain = rest.to_owned();
+        for (i, backend) in backends.split(',').enumerate() {
+            let key = EntryKey {
+                app: app.parse()?,
+                version: "1".parse()?,
+                container: format!("c{i}").parse()?,
+            };
+            endpoints.insert(key, backend.parse()?);
+        }
+    }
+    let mut config: Config = serde_json::from_str(&var("GATEWAY_CONFIG", "{}"))?;
+    config.domain = domain;
+    config.workers = var("THREADS", "1").parse()?;
+    config.drain_delay_s = 0;
+    config.drain_timeout_s = 1;
+    let listen = format!("127.0.0.1:{}", var("LISTEN", "18080")).parse()?;
+    let listeners = Listeners {
+        http: gateway::bind(listen, config.worker_count())?,
+        admin: std::net::TcpListener::bind(var("ADMIN", "127.0.0.1:0"))?,
+    };
+    let snapshot = RegistrySnapshot {
+        revision: RegistryRevision(1),
+        endpoints,
+        ..RegistrySnapshot::default()
+    };
+    let deps = Deps {
+        registry: Arc::new(Fixed(snapshot)),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let signalled = shutdown.clone();
+        tokio::spawn(async move {
+            use tokio::signal::unix::{SignalKind, signal};
+            if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+                terminate.recv().await;
+            }
+            signalled.cancel();
+        });
+        gateway::run(config, deps, listeners, shutdown).await
+    })?;
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! The gateway as its users see it: over sockets, in front of upstreams that behave and upstreams that do not.
+
+#![allow(clippy::unwrap_used)]
+
+extern crate caas_gateway as gateway;
+
+mod faults;
+mod follow;
+mod hostile;
+mod limits;
+mod routing;
+mod shutdown;
+mod support;
+mod tunnels;

@@ -1,0 +1,273 @@
+//! Which host goes where, and what the app sees.
+
+use model::AppConfig;
+
+use crate::support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_find_their_apps() {
+    let (one, two, shop) = (
+        Recorder::start("one").await,
+        Recorder::start("two").await,
+        Recorder::start("shop").await,
+    );
+    let config_of_shop = AppConfig {
+        domains: vec![
+            "shop.example.com".into(),
+            "hello.localhost".into(),
+            "evil.localhost".into(),
+        ],
+        ..AppConfig::default()
+    };
+    let gateway = Gateway::with(
+        config(),
+        &[
+            ("hello", "1", "a", one.at),
+            ("hello", "RC2", "b", two.at),
+            ("shop", "1", "c", shop.at),
+        ],
+        &[("shop", config_of_shop), ("idle", AppConfig::default())],
+    )
+    .await;
+    for (host, want) in [
+        ("1--hello.localhost", "one"),
+        ("rc2--hello.localhost", "two"),
+        ("RC2--HELLO.LOCALHOST:80", "two"),
+        ("shop.localhost", "shop"),
+        ("shop.example.com", "shop"),
+        ("SHOP.example.com.:8080", "shop"),
+    ] {
+        let answer = gateway.get(host, "/").await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, want), "{host}");
+    }
+    let mut got: Vec<String> = Vec::new();
+    for _ in 0..4 {
+        got.push(gateway.get("hello.localhost", "/").await.body);
+    }
+    assert_eq!(got[..2], got[2..], "in turn");
+    assert_ne!(got[0], got[1], "in turn");
+    for (host, status, reason) in [
+        ("nobody.localhost", 404, "unknown_app"),
+        ("evil.localhost", 404, "unknown_app"),
+        ("hello", 404, "unknown_app"),
+        ("localhost", 404, "unknown_app"),
+        ("shop.example.com.localhost", 404, "unknown_app"),
+        ("127.0.0.1", 404, "unknown_app"),
+        ("idle.localhost", 503, "no_endpoints"),
+        ("9--hello.localhost", 503, "no_endpoints"),
+        ("[::1]", 400, "bad_host"),
+        ("a b", 400, "bad_host"),
+        ("", 400, "bad_host"),
+    ] {
+        let answer = gateway.get(host, "/").await;
+        assert_eq!(
+            (answer.status, answer.reason()),
+            (status, reason),
+            "{host}: {}",
+            answer.head
+        );
+        assert_eq!(answer.header("retry-after").is_some(), status == 503, "{host}");
+    }
+    let routes = gateway.admin("/routes").await.body;
+    assert!(
+        routes.contains("\"host\":\"shop.example.com\"") && routes.contains(&one.at.to_string()),
+        "{routes}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_app_sees_the_request_and_who_sent_it() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let body = "a".repeat(100_000);
+    let answer = gateway
+        .send(&format!(
+            "POST /path;p?q=a%20b&c=[1] HTTP/1.1\r\nHost: Hello.localhost:8080\r\nContent-Length: {}\r\nX-Forwarded-For: 6.6.6.6\r\n\
+             X-Custom: kept\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "app"));
+    assert_eq!(answer.header("connection"), Some("close"));
+    let seen = app.last();
+    assert_eq!(seen.line(), "POST /path;p?q=a%20b&c=[1] HTTP/1.1");
+    assert_eq!(seen.body, body.as_bytes());
+    let port = gateway.http.port().to_string();
+    for (name, want) in [
+        ("host", "Hello.localhost:8080"),
+        ("x-custom", "kept"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "Hello.localhost:8080"),
+        ("x-forwarded-port", port.as_str()),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+    ] {
+        assert_eq!(seen.header(name), [want], "{name}");
+    }
+    assert_eq!(seen.header("x-request-id")[0].len(), 32);
+    assert!(seen.header("connection").is_empty());
+
+    gateway
+        .send("GET / HTTP/1.1\r\nHost: hello.localhost\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n")
+        .await;
+    assert_eq!(app.last().header("x-request-id"), ["mine-1"]);
+    gateway
+        .send("GET http://hello.localhost:80/abs?x HTTP/1.1\r\nHost: other.localhost\r\nConnection: close\r\n\r\n")
+        .await;
+    assert_eq!(app.last().line(), "GET /abs?x HTTP/1.1");
+    assert_eq!(app.last().header("host"), ["hello.localhost:80"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_kept_on_both_sides() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let mut client = tokio::net::TcpStream::connect(gateway.http).await.unwrap();
+    for i in 0..20 {
+        use tokio::io::AsyncWriteExt as _;
+        let request = format!("GET /{i} HTTP/1.1\r\nHost: hello.localhost\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_until(&mut client, "\r\n\r\napp").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    assert_eq!(app.count(), 20);
+    assert_eq!(app.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(gateway.metric("caas_gateway_upstream_reused_total").await as u64, 19);
+    assert_eq!(gateway.metric("caas_gateway_upstream_connects_total").await as u64, 1);
+    assert_eq!(
+        gateway
+            .metric("caas_gateway_requests_total{app=\"hello\",class=\"2xx\"}")
+            .await as u64,
+        20
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pipelined_requests_are_answered_in_order() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let one = "GET /1 HTTP/1.1\r\nHost: hello.localhost\r\n\r\n";
+    let last = "GET /404 HTTP/1.1\r\nHost: nobody.localhost\r\nConnection: close\r\n\r\n";
+    let got = exchange(gateway.http, format!("{one}{one}{last}").as_bytes()).await;
+    let got = String::from_utf8_lossy(&got);
+    assert_eq!(got.matches("HTTP/1.1 200 OK").count(), 2, "{got}");
+    assert_eq!(got.matches("HTTP/1.1 404").count(), 1, "{got}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_and_http_1_0() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let head = gateway
+        .send("HEAD / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: close\r\n\r\n")
+        .await;
+    assert_eq!(
+        (head.status, head.header("content-length"), head.body.as_str()),
+        (200, Some("3"), "")
+    );
+    let old = gateway.send("GET / HTTP/1.0\r\nHost: hello.localhost\r\n\r\n").await;
+    assert_eq!((old.status, old.body.as_str()), (200, "app"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunked_both_ways() {
+    let app = Recorder::start("app").await;
+    let (chunky, _) = answers(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n").await;
+    let gateway = Gateway::with(
+        config(),
+        &[("hello", "1", "a", app.at), ("chunky", "1", "b", chunky)],
+        &[],
+    )
+    .await;
+    gateway
+        .send("POST / HTTP/1.1\r\nHost: hello.localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\n\r\n")
+        .await;
+    assert_eq!(app.last().body, b"abcde");
+    assert_eq!(app.last().header("transfer-encoding"), ["chunked"]);
+    let answer = gateway.get("chunky.localhost", "/").await;
+    assert_eq!(answer.header("transfer-encoding"), Some("chunked"));
+    assert_eq!(answer.body, "5\r\nhello\r\n0\r\n\r\n");
+    let old = gateway.send("GET / HTTP/1.0\r\nHost: chunky.localhost\r\n\r\n").await;
+    assert_eq!((old.header("transfer-encoding"), old.body.as_str()), (None, "hello"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn continue_is_said_before_the_body_comes() {
+    use tokio::io::AsyncWriteExt as _;
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let mut client = tokio::net::TcpStream::connect(gateway.http).await.unwrap();
+    client
+        .write_all(b"POST / HTTP/1.1\r\nHost: hello.localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let first = read_until(&mut client, "100 Continue\r\n\r\n").await;
+    assert!(first.starts_with("HTTP/1.1 100 Continue"), "{first}");
+    client.write_all(b"abc").await.unwrap();
+    let answer = read_until(&mut client, "\r\n\r\napp").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(app.last().body, b"abc");
+    assert!(app.last().header("expect").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn own_answers_fit_the_client() {
+    let gateway = Gateway::hello(&[]).await;
+    let page = gateway
+        .send("GET / HTTP/1.1\r\nHost: nobody.localhost\r\nAccept: text/html,*/*\r\nConnection: close\r\n\r\n")
+        .await;
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    let json = gateway.get("nobody.localhost", "/").await;
+    assert_eq!(json.header("content-type"), Some("application/problem+json"));
+    let json: serde_json::Value = serde_json::from_str(&json.body).expect("json");
+    assert_eq!(
+        (json["status"].as_u64(), json["code"].as_str()),
+        (Some(404), Some("unknown_app"))
+    );
+    assert_eq!(
+        gateway
+            .metric("caas_gateway_own_answers_total{reason=\"unknown_app\"}")
+            .await as u64,
+        2
+    );
+    assert_eq!(
+        gateway
+            .metric("caas_gateway_requests_total{app=\"\",class=\"4xx\"}")
+            .await as u64,
+        2
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_is_logged_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    let app = Recorder::start("app").await;
+    let with_log = gateway::Config {
+        access_log: path.to_str().unwrap().into(),
+        ..config()
+    };
+    let gateway = Gateway::hello_with(with_log, &[app.at, refusing().await], AppConfig::default()).await;
+    for _ in 0..4 {
+        gateway.get("hello.localhost", "/x?y=1").await;
+    }
+    gateway.get("nobody.localhost", "/").await;
+    let lines = || std::fs::read_to_string(&path).unwrap_or_default().lines().count();
+    until("five lines", || lines() == 5).await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).expect("json")).collect();
+    let ours: Vec<_> = lines.iter().filter(|l| l["app"] == "hello").collect();
+    assert_eq!(ours.len(), 4);
+    for line in &ours {
+        assert_eq!(line["status"], 200);
+        assert_eq!(line["path"], "/x?y=1");
+        assert_eq!(line["endpoint"], app.at.to_string());
+        assert_eq!(line["bytes_out"], 3);
+        assert_eq!(line["container"], "c0");
+    }
+    assert!(
+        ours.iter().any(|l| l["attempts"] == 2),
+        "one met the dead endpoint: {text}"
+    );
+    assert!(lines.iter().any(|l| l["reason"] == "unknown_app" && l["status"] == 404));
+}

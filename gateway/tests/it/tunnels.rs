@@ -1,0 +1,156 @@
+//! Upgraded connections.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::*;
+
+const ASK: &str = "GET /ws HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
+const YES: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n";
+
+/// Switches protocols, says something along with the switch, then echoes; ends when the client ends.
+async fn echo() -> std::net::SocketAddr {
+    let serve = |mut stream: TcpStream, _| async move {
+        let mut buffer = Vec::new();
+        let Ok(Some(request)) = read_request(&mut stream, &mut buffer).await else {
+            return;
+        };
+        assert_eq!(request.header("connection"), ["upgrade"]);
+        assert_eq!(request.header("upgrade"), ["websocket"]);
+        let _ = stream.write_all(&[YES, b"glued"].concat()).await;
+        let _ = stream.write_all(&buffer).await;
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.write_all(b"bye").await;
+    };
+    upstream(serve).await.0
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_go_both_ways_unchanged() {
+    let gateway = Gateway::hello(&[echo().await]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    // A frame glued to the request, and one glued to the switch.
+    client.write_all(format!("{ASK}first").as_bytes()).await.unwrap();
+    let got = read_until(&mut client, "gluedfirst").await;
+    assert!(got.starts_with("HTTP/1.1 101 Switching Protocols\r\n"), "{got}");
+    assert!(
+        got.to_lowercase().contains("upgrade: websocket") && got.contains("gluedfirst"),
+        "{got}"
+    );
+    assert!(got.to_lowercase().contains("sec-websocket-accept: y"), "{got}");
+
+    let big: Vec<u8> = (0..8_000_000u32).map(|i| (i % 251) as u8).collect();
+    let (mut read, mut write) = client.split();
+    let mut back = vec![0; big.len()];
+    let (sent, received) = tokio::join!(write.write_all(&big), read.read_exact(&mut back));
+    sent.unwrap();
+    received.unwrap();
+    assert!(back == big, "8 MB came back unchanged");
+    assert_eq!(gateway.metric("caas_gateway_tunnels").await as u64, 1);
+    assert_eq!(
+        gateway.metric("caas_gateway_requests_in_flight{app=\"hello\"}").await as u64,
+        1
+    );
+
+    // We have finished; the other side may still speak.
+    client.shutdown().await.unwrap();
+    let mut rest = Vec::new();
+    tokio::time::timeout(LIMIT, client.read_to_end(&mut rest))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(rest, b"bye");
+    let deadline = std::time::Instant::now() + LIMIT;
+    while gateway
+        .metric("caas_gateway_requests_total{app=\"hello\",class=\"1xx\"}")
+        .await
+        < 1.0
+    {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the tunnel counts as one request when it ends"
+        );
+    }
+    assert_eq!(gateway.metric("caas_gateway_tunnels").await as u64, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn either_side_gone_ends_the_other() {
+    let (at, _) = upstream(|mut stream, n| async move {
+        let mut buffer = Vec::new();
+        let _ = read_request(&mut stream, &mut buffer).await;
+        let _ = stream.write_all(YES).await;
+        if n == 0 {
+            return;
+        }
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+    })
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(Duration::from_secs(7), client.read_to_end(&mut got))
+        .await
+        .expect("closed with the app")
+        .unwrap();
+
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut client, "\r\n\r\n").await;
+    drop(client);
+    let deadline = std::time::Instant::now() + LIMIT;
+    while gateway.metric("caas_gateway_requests_in_flight{app=\"hello\"}").await > 0.0 {
+        assert!(std::time::Instant::now() < deadline, "closed with the client");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_and_plain_answers_stay_http() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    assert!(read_until(&mut client, "\r\n\r\napp").await.starts_with("HTTP/1.1 200"));
+    client
+        .write_all(b"GET /again HTTP/1.1\r\nHost: hello.localhost\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(read_until(&mut client, "\r\n\r\napp").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(app.count(), 2);
+    // HTTP/1.0 and requests with a body can't ask.
+    gateway
+        .send("GET /ws HTTP/1.0\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    assert!(app.last().header("upgrade").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_tunnel_ends_in_time() {
+    let app = model::AppConfig {
+        timeouts: model::spec::Timeouts {
+            idle_s: 1,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let gateway = Gateway::hello_with(config(), &[echo().await], app).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut client, "glued").await;
+    let start = std::time::Instant::now();
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut rest))
+        .await
+        .expect("closed");
+    assert!(
+        (900..5_000).contains(&start.elapsed().as_millis()),
+        "{:?}",
+        start.elapsed()
+    );
+}
