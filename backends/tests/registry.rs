@@ -278,7 +278,7 @@ async fn registry_zookeeper_a_write_without_the_lock_is_refused() {
     second.apply(&put).await.expect("written");
 }
 
-/// The resync repairs and counts what no event told: here, changes that the reader is kept from hearing of.
+/// A resync in the middle of writes counts no change that is merely under way as a difference, and loses none.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registry_zookeeper_resync_finds_nothing_when_all_is_well() {
     if !available() {
