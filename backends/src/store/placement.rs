@@ -44,13 +44,11 @@ pub(super) async fn place(at: &Transactions, placing: &Placing, now: Timestamp) 
                     f.port.is_some()
                 });
             }
-            let mut placed = Vec::new();
-            for (host, fitting) in &by_host {
-                reserve(tx, host, fitting).await?;
-                for f in fitting {
-                    placed.push((instance(placing, f.pick, f.port.unwrap_or_default(), now), f.pick));
-                }
-            }
+            let placed: Vec<(Instance, &Pick)> = by_host
+                .values()
+                .flatten()
+                .filter_map(|f| Some((instance(placing, f.pick, f.port?, now), f.pick)))
+                .collect();
             if placed.is_empty() {
                 // Nothing came of it: the counter stays, so that others' decisions stay good.
                 return Ok(End::Abandon(PlaceOutcome::Placed {
@@ -58,6 +56,7 @@ pub(super) async fn place(at: &Transactions, placing: &Placing, now: Timestamp) 
                     refused,
                 }));
             }
+            reserve(tx, &by_host).await?;
             insert(tx, &placed).await?;
             let placed: Vec<Instance> = placed.into_iter().map(|(instance, _)| instance).collect();
             for instance in &placed {
@@ -193,22 +192,42 @@ fn draw((first, last): (u16, u16)) -> Option<u16> {
     (first <= last).then(|| rand::rng().random_range(first..=last))
 }
 
-/// Reserves memory and weight on `host` for all of `fitting`, never above its capacity: the guard in the statement
-/// holds whatever this program believes.
-async fn reserve(tx: &mut Tx<'_>, host: &HostName, fitting: &[Fitting<'_>]) -> Result<(), Fault> {
-    if fitting.is_empty() {
-        return Ok(());
-    }
-    let memory: u64 = fitting.iter().map(|f| u64::from(f.pick.memory_mb)).sum();
-    let weight: u64 = fitting.iter().map(|f| u64::from(f.pick.cpu_weight)).sum();
-    let sql = "UPDATE hosts SET reserved_memory_mb = reserved_memory_mb + ?, \
-        reserved_cpu_weight = reserved_cpu_weight + ?, instances = instances + ? \
-        WHERE name = ? AND schedulability = 'schedulable' AND down_since IS NULL AND reserved_memory_mb + ? <= memory_mb";
-    let values = values![memory, weight, fitting.len() as u64, host, memory];
-    if tx.execute(sql, &values).await?.rows == 0 {
-        return Err(Fault::Contended(format!("host {host} changed under its lock")));
+/// Reserves memory and weight on each host for its picks, never above its capacity: the guard in the statement holds
+/// whatever this program believes.
+async fn reserve(tx: &mut Tx<'_>, by_host: &BTreeMap<&HostName, Vec<Fitting<'_>>>) -> Result<(), Fault> {
+    let hosts: Vec<_> = by_host.iter().filter(|(_, fitting)| !fitting.is_empty()).collect();
+    for run in runs(&hosts) {
+        let each = format!("CASE name{} END", " WHEN ? THEN ?".repeat(run.len()));
+        let sql = format!(
+            "UPDATE hosts SET reserved_memory_mb = reserved_memory_mb + {each}, \
+            reserved_cpu_weight = reserved_cpu_weight + {each}, instances = instances + {each} \
+            WHERE name IN {} AND schedulability = 'schedulable' AND down_since IS NULL \
+            AND reserved_memory_mb + {each} <= memory_mb",
+            placeholders(1, run.len())
+        );
+        let memory = |f: &Fitting<'_>| u64::from(f.pick.memory_mb);
+        let weight = |f: &Fitting<'_>| u64::from(f.pick.cpu_weight);
+        let mut values: Vec<Value<'_>> = Vec::with_capacity(run.len() * 9);
+        values.extend(sums(run, memory));
+        values.extend(sums(run, weight));
+        values.extend(sums(run, |_| 1));
+        values.extend(run.iter().map(|(name, _)| Value::from(**name)));
+        values.extend(sums(run, memory));
+        if tx.execute(sql, &values).await?.rows != run.len() as u64 {
+            return Err(Fault::Contended("a host changed under its lock".into()));
+        }
     }
     Ok(())
+}
+
+/// For each host its name and the sum over its picks.
+fn sums<'a>(
+    hosts: &'a [(&'a &'a HostName, &'a Vec<Fitting<'a>>)],
+    of: impl Fn(&Fitting<'_>) -> u64 + 'a,
+) -> impl Iterator<Item = Value<'a>> {
+    hosts
+        .iter()
+        .flat_map(move |(name, fitting)| values![**name, fitting.iter().map(&of).sum::<u64>()])
 }
 
 /// Writes the leases and the instances.
