@@ -99,6 +99,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// # Errors
 /// When the store's schema does not fit, or when the first admin token can't be written.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+    let local = listener.local_addr().ok();
     let metrics = Arc::new(metrics::Metrics::new());
     let fleet = converge::Fleet::new(Arc::clone(&deps.store), deps.engines.clone());
     let api = api::Api::new(
@@ -128,7 +129,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         return Err(error);
     }
     let mut converging = tokio::spawn(converge::run(
-        config.converge,
+        named(config.converge, local),
         Arc::clone(&deps.store),
         fleet,
         metrics,
@@ -149,4 +150,16 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         }
     }
     Ok(())
+}
+
+/// Gives a scheduler without a name the one of its machine and port: the same after a restart, so that it goes on with
+/// its own work at once.
+fn named(mut converge: ConvergeConfig, local: Option<std::net::SocketAddr>) -> ConvergeConfig {
+    if converge.scheduler_id.is_empty()
+        && let (Ok(machine), Some(local)) = (std::fs::read_to_string("/proc/sys/kernel/hostname"), local)
+    {
+        let machine: String = machine.trim().chars().take(32).collect();
+        converge.scheduler_id = format!("{machine}:{}", local.port());
+    }
+    converge
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 #[serde(default, deny_unknown_fields)]
 pub struct ConvergeConfig {
     /// Name of this scheduler among several; should be the same after a restart, so that it goes on with its own
-    /// work at once instead of waiting until its claims have run out (15 s). Empty: a random one. Default empty.
+    /// work at once instead of waiting until its claims have run out (15 s). Empty (the default): the name of the
+    /// machine with the port of the API.
     pub scheduler_id: String,
     /// The API's URL as containers reach it, given to them as `CAAS_API`. Default: none.
     pub api_url: Option<String>,
