@@ -143,17 +143,20 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             app.instances = checked(*instances)?;
             let from = current.instances;
             // A deploy on its way goes on with the new number: it must not lose its way back.
-            let operation = going_on(situation, OperationKind::Scale);
+            let operation = going_on(situation, OperationKind::Scale, false);
             (operation, format!("scale {id} from {from} to {instances} instances"))
         }
         Change::Restart => {
             running(current)?;
             app.restart_before = Some(now);
-            (going_on(situation, OperationKind::Restart), format!("restart {id}"))
+            (
+                going_on(situation, OperationKind::Restart, false),
+                format!("restart {id}"),
+            )
         }
         Change::Replace(instance) => {
             running(current)?;
-            let operation = going_on(situation, OperationKind::Restart);
+            let operation = going_on(situation, OperationKind::Restart, true);
             (operation, format!("replace instance {instance} of {id} by a fresh one"))
         }
         Change::Stop => {
@@ -162,7 +165,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         }
         Change::Start => {
             app.status = AppStatus::Running;
-            (going_on(situation, OperationKind::Start), format!("start {id}"))
+            (going_on(situation, OperationKind::Start, false), format!("start {id}"))
         }
         Change::Rollback(release) => {
             if *release == current.release && current.status == AppStatus::Running {
@@ -186,7 +189,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         }
         Change::Configure(config) => {
             app.config = (**config).clone();
-            let mut operation = going_on(situation, OperationKind::Configure);
+            let mut operation = going_on(situation, OperationKind::Configure, true);
             if operation.kind == OperationKind::Configure {
                 operation.state = OperationState::Succeeded;
                 operation.message = "recorded; gateways follow".into();
@@ -248,20 +251,19 @@ pub(crate) fn blank(id: &AppId, now: Timestamp) -> Draft {
 }
 
 /// The operation of a change that leaves an open deploy or rollback as it is: that one under a new id, so that it
-/// still can fail and return; otherwise a new one of `kind`.
-fn going_on(situation: &Situation<'_>, kind: OperationKind) -> Operation {
+/// still can fail and return; otherwise a new one of `kind`. Changes beside the instances leave every operation as it is.
+fn going_on(situation: &Situation<'_>, kind: OperationKind, beside: bool) -> Operation {
+    let brings_release = |open: &Operation| {
+        matches!(open.kind, OperationKind::Deploy | OperationKind::Rollback)
+            && situation.app.is_some_and(|a| open.release == Some(a.release))
+    };
     match situation.open {
-        Some(open)
-            if matches!(open.kind, OperationKind::Deploy | OperationKind::Rollback)
-                && situation.app.is_some_and(|a| open.release == Some(a.release)) =>
-        {
-            Operation {
-                id: OperationId::random(),
-                updated_at: situation.now,
-                generation: Generation::FIRST,
-                ..open.clone()
-            }
-        }
+        Some(open) if beside || brings_release(open) => Operation {
+            id: OperationId::random(),
+            updated_at: situation.now,
+            generation: Generation::FIRST,
+            ..open.clone()
+        },
         _ => operation(situation.id, kind, None, situation.now),
     }
 }

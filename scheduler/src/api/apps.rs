@@ -118,7 +118,7 @@ pub(super) async fn remove(State(api): State<Api>, Id(id): Id<AppId>, call: Call
 pub(super) async fn configure(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
     let given: Map<String, Value> = call.json()?;
     let config = merge::app_config(&AppConfig::default(), Some(&given), "")?;
-    ApiError::bad_fields("", config.check())?;
+    ApiError::bad_fields("", &config.check())?;
     deploy::domains_are_free(&api, &id, &config, "").await?;
     commit::change(&api, &call, &id, &Change::Configure(Box::new(config))).await
 }

@@ -126,10 +126,10 @@ async fn wanted(
     );
     let at = if request.image.is_some() { "" } else { "/spec" };
     let (image, rest): (Vec<_>, Vec<_>) = spec.check().into_iter().partition(|e| e.field == "/image");
-    ApiError::bad_fields(at, image)?;
-    ApiError::bad_fields("/spec", rest)?;
+    ApiError::bad_fields(at, &image)?;
+    ApiError::bad_fields("/spec", &rest)?;
     let config = merge::app_config(&config, request.config.as_ref(), "/config")?;
-    ApiError::bad_fields("/config", config.check())?;
+    ApiError::bad_fields("/config", &config.check())?;
     domains_are_free(api, id, &config, "/config").await?;
     Ok((spec, config))
 }

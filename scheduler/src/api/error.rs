@@ -266,7 +266,7 @@ impl ApiError {
     }
 
     /// Bad fields: the first is named, all are among the reasons. `root` is where they stand in the request.
-    pub(crate) fn bad_fields(root: &str, errors: Vec<SpecError>) -> Result<(), Self> {
+    pub(crate) fn bad_fields(root: &str, errors: &[SpecError]) -> Result<(), Self> {
         let Some(first) = errors.first() else {
             return Ok(());
         };

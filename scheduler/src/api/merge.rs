@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn map(value: Value) -> Map<String, Value> {
+    fn map(value: &Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()
     }
 
@@ -105,7 +105,7 @@ mod tests {
             env: [("A".to_owned(), "1".to_owned())].into(),
             ..ReleaseSpec::default()
         };
-        let given = map(json!({"memory_mb": 128, "health": {"path": "/up"}, "env": {"B": "2"}, "port": null}));
+        let given = map(&json!({"memory_mb": 128, "health": {"path": "/up"}, "env": {"B": "2"}, "port": null}));
         let merged = release_spec(&previous, Some(&given)).unwrap();
         assert_eq!((merged.memory_mb, merged.port), (128, 8080));
         assert_eq!((merged.health.path.as_str(), merged.health.interval_ms), ("/up", 5_000));
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn bad_fields_are_named() {
         let field = |given: Value| {
-            release_spec(&ReleaseSpec::default(), Some(&map(given)))
+            release_spec(&ReleaseSpec::default(), Some(&map(&given)))
                 .unwrap_err()
                 .field
         };
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(field(json!({"health": {"volumes": []}})), "/spec/health/volumes");
         assert_eq!(field(json!({"env": {"A": 1}})), "/spec/env/A");
         let config = |given: Value| {
-            app_config(&AppConfig::default(), Some(&map(given)), "")
+            app_config(&AppConfig::default(), Some(&map(&given)), "")
                 .unwrap_err()
                 .field
         };
