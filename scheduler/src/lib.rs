@@ -163,3 +163,63 @@ fn named(mut converge: ConvergeConfig, local: Option<std::net::SocketAddr>) -> C
     }
     converge
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// One request over a real socket; the whole answer.
+    async fn ask(address: std::net::SocketAddr, path: &str, token: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_scheduler_serves_from_its_first_start_until_shutdown() {
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("store.db").display());
+        backends::store::migrate(&url).await.unwrap();
+        let file = dir.path().join("admin.token");
+        let config = Config {
+            admin_token_file: Some(file.clone()),
+            ..Config::default()
+        };
+        let deps = Deps {
+            store: backends::store::open(&url).await.unwrap(),
+            engines: backends::engine::opener(backends::engine::EngineOptions::default()),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(run(config, deps, listener, shutdown.clone()));
+        let within = tokio::time::timeout(Duration::from_secs(30), async {
+            while !file.exists() {
+                tokio::task::yield_now().await;
+            }
+            let token = std::fs::read_to_string(&file).unwrap().trim().to_owned();
+            // The file is written a moment before the store knows the token.
+            while !ask(address, "/api/v1/apps", &token).await.starts_with("HTTP/1.1 200") {
+                tokio::task::yield_now().await;
+            }
+            assert!(ask(address, "/api/v1/apps", "none").await.starts_with("HTTP/1.1 401"));
+            assert!(ask(address, "/healthz/ready", "").await.starts_with("HTTP/1.1 200"));
+            assert!(
+                ask(address, "/metrics", "")
+                    .await
+                    .contains("caas_scheduler_api_requests_total")
+            );
+            // An idle connection does not hold up the end.
+            let idle = tokio::net::TcpStream::connect(address).await.unwrap();
+            shutdown.cancel();
+            running.await.unwrap().unwrap();
+            drop(idle);
+        });
+        within.await.expect("in time");
+    }
+}
