@@ -3,6 +3,7 @@
 
 use std::fs::{File, TryLockError};
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -101,7 +102,11 @@ fn data_folder(given: Option<&Path>) -> Result<PathBuf, Failure> {
             .ok_or_else(|| Failure::usage("no home folder: say with --data where the data shall lie"))?
             .join("caas"),
     };
-    std::fs::create_dir_all(&folder)
+    // Database, token and snapshot are nobody else's business.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
         .and_then(|()| std::path::absolute(&folder))
         .map_err(|e| Failure::error(format!("the data folder {} can't be used: {e}", folder.display())))
 }
@@ -118,6 +123,21 @@ fn lock(data: &Path) -> Result<File, Failure> {
             data.display()
         ))),
         Err(TryLockError::Error(e)) => Err(broken(e)),
+    }
+}
+
+/// Makes the database file before SQLite does, so that only its owner can read the credentials in it, wherever it lies;
+/// SQLite gives its side files the same mode.
+fn make_private(store_url: &str) -> Result<(), Failure> {
+    let Some(path) = store_url.strip_prefix("sqlite://") else {
+        return Ok(());
+    };
+    let path = path.split('?').next().unwrap_or(path);
+    let mut options = File::options();
+    match options.append(true).create_new(true).mode(0o600).open(path) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(Failure::error(format!("the database {path} can't be made: {e}"))),
     }
 }
 
@@ -142,7 +162,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
         tls_dir: config.tls_dir()?,
     });
     // Sockets first: a taken port is told before anything is changed.
-    let listeners = gateway_role::bind(&gateway_settings)?;
+    let listeners = gateway_role::bind(&gateway_settings, "--gateway-admin (gateway.admin)")?;
     let api = listen::one(config.api_listen.0, "--api-listen (scheduler.listen)")?;
     let sync_admin = listen::one(
         config.registry_sync.admin,
@@ -166,6 +186,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
     let api = listen::for_tokio(api)?;
     let sync_admin = listen::for_tokio(sync_admin)?;
     let store_error = |e: model::store::StoreError| Failure::error(e.to_string());
+    make_private(&store_url)?;
     backends::store::migrate(&store_url).await.map_err(store_error)?;
     let store = backends::store::open(&store_url).await.map_err(store_error)?;
 
@@ -418,5 +439,16 @@ mod tests {
         assert!(failure.message.contains("another `caas up`"), "{failure}");
         drop(first);
         assert!(lock(&data).is_ok());
+        assert_eq!(mode(&data), 0o700);
+        let database = data.join("caas.db");
+        for _ in 0..2 {
+            make_private(&format!("sqlite://{}", database.display())).expect("made");
+        }
+        assert_eq!(mode(&database), 0o600);
+    }
+
+    fn mode(path: &Path) -> u32 {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::metadata(path).expect("there").permissions().mode() & 0o777
     }
 }

@@ -70,7 +70,7 @@ impl Api {
     }
 
     fn run(&self, args: &[&str]) -> Run {
-        Run::of(self.command(args).output().expect("it starts"))
+        Run::of(&self.command(args).output().expect("it starts"))
     }
 }
 
@@ -83,7 +83,7 @@ struct Run {
 }
 
 impl Run {
-    fn of(output: Output) -> Self {
+    fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().expect("an exit code"),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -319,7 +319,7 @@ fn bad_usage_and_configuration_exit_64() {
     let run = api.run(&["deplay"]);
     assert!(run.err.contains("deploy"), "{run:?}");
     let mut command = api.command(&["gateway", "--registry", "zk://h"]);
-    let run = Run::of(command.env("CAAS_GATEWAY__LISEN", "x").output().expect("it starts"));
+    let run = Run::of(&command.env("CAAS_GATEWAY__LISEN", "x").output().expect("it starts"));
     assert_eq!(run.code, 64, "{run:?}");
     assert!(
         run.err.contains("gateway.lisen") && run.err.contains("`listen`"),
@@ -442,7 +442,7 @@ fn a_registrys_password_comes_by_standard_input() {
         .expect("piped")
         .write_all(b"pa ss\n")
         .expect("written");
-    let run = Run::of(child.wait_with_output().expect("it ends"));
+    let run = Run::of(&child.wait_with_output().expect("it ends"));
     assert_eq!(run.code, 0, "{run:?}");
     assert_eq!(api.seen(path)[0].body, json!({"username": "me", "password": "pa ss"}));
     assert!(!run.out.contains("pa ss") && !run.err.contains("pa ss"), "{run:?}");

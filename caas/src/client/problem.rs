@@ -126,6 +126,7 @@ impl From<ApiError> for Failure {
                 };
                 let mut failure = Failure::new(code, sentence);
                 failure.lines = p.reasons;
+                failure.lines.retain(|reason| *reason != failure.message);
                 if let (true, Some(id)) = (p.status >= 500, p.request_id) {
                     failure.lines.push(format!("request {id}"));
                 }

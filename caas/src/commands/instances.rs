@@ -134,7 +134,7 @@ mod tests {
         let text = table_of(&[running, failed]);
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[0].starts_with("INSTANCE  APP"), "{text}");
-        assert!(lines[1].contains("h1:20000  running (assumed)"), "{text}");
+        assert!(lines[1].contains("h1:20000   running (assumed)"), "{text}");
         assert!(lines[2].ends_with("  it exited with 1"), "{text}");
     }
 }

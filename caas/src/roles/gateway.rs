@@ -81,7 +81,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     let url = config.registry_url(&["zk://", "file:"])?.to_owned();
     let settings = config.gateway()?;
     process::start_log(&config.log)?;
-    let listeners = bind(&settings)?;
+    let listeners = bind(&settings, "--admin (gateway.admin)")?;
     process::run_role(|shutdown| async move {
         let registry = backends::registry::open_reader(&url).map_err(|e| Failure::usage(e.to_string()))?;
         tracing::info!(listen = %settings.listen, admin = %settings.admin, domain = %settings.domain, registry = %url, "gateway");
@@ -90,10 +90,10 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     })
 }
 
-/// Binds a gateway's sockets: one listener per worker, and the admin's.
-pub(crate) fn bind(settings: &gateway::Config) -> Result<Listeners, Failure> {
+/// Binds a gateway's sockets: one listener per worker, and the admin's, which `admin_setting` changes.
+pub(crate) fn bind(settings: &gateway::Config, admin_setting: &str) -> Result<Listeners, Failure> {
     Ok(Listeners {
         http: listen::many(settings.listen, settings.worker_count(), "--listen (gateway.listen)")?,
-        admin: listen::one(settings.admin, "--admin (gateway.admin)")?,
+        admin: listen::one(settings.admin, admin_setting)?,
     })
 }
