@@ -88,13 +88,13 @@ impl Follower {
         })
     }
 
-    fn put(&mut self, key: EntryKey, endpoint: model::Endpoint, again: bool) {
-        self.held.remove(&key);
+    fn put(&mut self, key: &EntryKey, endpoint: model::Endpoint, again: bool) {
+        self.held.remove(key);
         if !self.shared.config.may_dial(endpoint.0) {
             self.shared.registry.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(app = %key.app, container = %key.container, endpoint = %endpoint.0,
                 "endpoint outside the allowed addresses or ports is never dialled");
-            return self.remove(&key);
+            return self.remove(key);
         }
         let place = (key.version.clone(), key.container.clone());
         let known = self.apps.get(&key.app).and_then(|entry| entry.endpoints.get(&place));
@@ -223,7 +223,7 @@ impl Follower {
             self.configure(&app, Some(config));
         }
         for (key, endpoint) in snapshot.endpoints {
-            self.put(key, endpoint, false);
+            self.put(&key, endpoint, false);
         }
         self.revision = snapshot.revision;
     }
@@ -246,7 +246,7 @@ impl Follower {
                 status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
                 for change in changes {
                     match change {
-                        RegistryChange::Put(key, endpoint) => self.put(key, endpoint, true),
+                        RegistryChange::Put(key, endpoint) => self.put(&key, endpoint, true),
                         RegistryChange::Remove(key) => self.remove(&key),
                         RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
                         RegistryChange::ConfigRemove(app) => {

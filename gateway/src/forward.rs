@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{self, HeaderValue};
+use http::header::HeaderValue;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -22,7 +22,7 @@ use crate::answer::{self, Reason};
 use crate::body::{Progress, RequestBody, ResponseBody};
 use crate::client::{Client, Phase};
 use crate::flight::{Flight, LogFields};
-use crate::headers;
+use crate::headers::{self, Rules};
 use crate::pool::Sender;
 use crate::retry::{self, Copy};
 use crate::route::{self, Target};
@@ -48,9 +48,9 @@ struct Admitted {
     app: Arc<App>,
     version: Option<Box<str>>,
     request: Request<RequestBody>,
-    repeatable: bool,
-    /// The client asked for another protocol.
-    upgrade: bool,
+    /// As it came, when it may be repeated.
+    copy: Option<Copy>,
+    rules: Rules,
 }
 
 /// Answers one request; never fails.
@@ -170,15 +170,18 @@ fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Re
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
     let upgrade = seen.facts.wants_upgrade() && !has_body && parts.version == Version::HTTP_11;
     let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key, has_body);
-    let facts = seen.facts;
-    headers::rewrite_request(&mut parts.headers, &facts, &client, host.clone(), upgrade);
-    if let Some(id) = made_id {
-        parts.headers.insert(headers::X_REQUEST_ID, id);
-    }
+    let rules = Rules {
+        facts: seen.facts,
+        host,
+        absolute,
+        upgrade,
+        id: made_id,
+    };
     if absolute {
-        parts.headers.insert(header::HOST, host);
         parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
     }
+    let copy = repeatable.then(|| Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare()));
+    rules.apply(&mut parts.headers, &client);
     let body = if has_body {
         let (body, state) = RequestBody::streaming(body, settings.max_body, client);
         flight.body = Some(state);
@@ -195,8 +198,8 @@ fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Re
         app,
         version,
         request,
-        repeatable,
-        upgrade,
+        copy,
+        rules,
     })
 }
 
@@ -217,8 +220,8 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
 /// What became of sending a request on one connection.
 enum Sent {
     Answer(Response<Incoming>),
-    /// Nothing of it was written: here it is again.
-    Unsent(Request<RequestBody>),
+    /// Nothing of it was written: the request is where it was.
+    Unsent,
     /// The connection ended before an answer.
     Lost,
     /// What came is no answer.
@@ -233,11 +236,10 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         mut app,
         version,
         request,
-        repeatable,
-        upgrade,
+        copy,
+        rules,
     } = admitted;
     let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
-    let copy = repeatable.then(|| Copy::of(&request, worker.spare()));
     let mut next = Some(request);
     let mut tried = Tried::default();
     let mut only_new = false;
@@ -260,18 +262,20 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         }
         flight.attempts += 1;
         flight.hold(entered);
-        let Some(request) = next.take().or_else(|| copy.as_ref().map(Copy::request)) else {
-            break Err(failure);
-        };
-        match once(flight, &worker, &client, &app, request, only_new).await {
+        if next.is_none() {
+            let Some(copy) = &copy else { break Err(failure) };
+            let mut again = copy.request();
+            rules.apply(again.headers_mut(), &client);
+            next = Some(again);
+        }
+        match once(flight, &worker, &client, &app, &mut next, only_new).await {
             (Sent::Answer(response), sender) => {
                 let head = Instant::now();
                 flight.upstream = head.saturating_duration_since(now);
-                break accept(flight, response, sender, upgrade);
+                break accept(flight, response, sender, rules.upgrade);
             }
-            (Sent::Unsent(request), sender) => {
+            (Sent::Unsent, sender) => {
                 // Nothing was written, so any request may be sent again: to the same endpoint if only a kept connection had died.
-                next = Some(request);
                 now = Instant::now();
                 failure = Reason::ConnectFailed;
                 failed(flight, &worker, &mut tried, sender.is_some(), now);
@@ -360,11 +364,11 @@ async fn once(
     worker: &Rc<Worker>,
     client: &Client,
     app: &App,
-    request: Request<RequestBody>,
+    request: &mut Option<Request<RequestBody>>,
     only_new: bool,
 ) -> (Sent, Option<Sender>) {
     let Some(entered) = flight.entered() else {
-        return (Sent::Unsent(request), None);
+        return (Sent::Unsent, None);
     };
     let endpoint = entered.endpoint();
     let kept = if only_new { None } else { worker.kept(endpoint.id) };
@@ -376,11 +380,14 @@ async fn once(
         }
         None => match connect(worker, endpoint.address, app.settings.connect).await {
             Some(sender) => sender,
-            None => return (Sent::Unsent(request), None),
+            None => return (Sent::Unsent, None),
         },
     };
+    let Some(taken) = request.take() else {
+        return (Sent::Lost, None);
+    };
     let sent = {
-        let mut answer = pin!(sender.try_send_request(request));
+        let mut answer = pin!(sender.try_send_request(taken));
         poll_fn(|cx| match answer.as_mut().poll(cx) {
             Poll::Ready(result) => Poll::Ready(Some(result)),
             Poll::Pending if client.expired.get() => Poll::Ready(None),
@@ -397,7 +404,10 @@ async fn once(
         Some(Err(mut error)) => {
             let sender = was_kept.then_some(sender);
             match error.take_message() {
-                Some(request) => (Sent::Unsent(request), sender),
+                Some(unsent) => {
+                    *request = Some(unsent);
+                    (Sent::Unsent, sender)
+                }
                 None if error.error().is_parse() => (Sent::Bad, sender),
                 None => (Sent::Lost, sender),
             }

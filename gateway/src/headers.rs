@@ -39,7 +39,14 @@ removable! {
     X_REAL_IP = 10 HeaderName::from_static("x-real-ip"),
     REASON = 11 crate::answer::REASON_HEADER,
     CONTENT_LENGTH = 12 header::CONTENT_LENGTH,
+    FORWARDED_FOR = 13 X_FORWARDED_FOR,
+    FORWARDED_PROTO = 14 X_FORWARDED_PROTO,
+    FORWARDED_HOST = 15 X_FORWARDED_HOST,
+    FORWARDED_PORT = 16 X_FORWARDED_PORT,
 }
+
+/// What a trusted peer may say in the gateway's place.
+const X_FORWARDED: u32 = FORWARDED_FOR | FORWARDED_PROTO | FORWARDED_HOST | FORWARDED_PORT;
 
 fn remove_flagged(headers: &mut HeaderMap, mut flags: u32) {
     while flags != 0 {
@@ -71,9 +78,6 @@ pub(crate) struct Facts {
     connection_upgrade: bool,
     /// Upgrade is there, and no h2c in it.
     upgrade: bool,
-    /// X-Forwarded-Proto, -Host, -Port as sent, to be kept from trusted peers.
-    forwarded: [bool; 3],
-    forwarded_for: bool,
     /// Further names to be removed: nominated by Connection, aliases of what the gateway says.
     also: Vec<HeaderName>,
 }
@@ -171,22 +175,18 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             12 if text == "x-request-id" => seen.request_id = Some(value),
             14 if text == "http2-settings" => f.remove |= HTTP2_SETTINGS,
             15 if text == "idempotency-key" => seen.idempotency_key = true,
-            15 if text == "x-forwarded-for" => f.forwarded_for = true,
-            16 if text == "x-forwarded-host" => f.forwarded[1] = true,
-            16 if text == "x-forwarded-port" => f.forwarded[2] = true,
+            15 if text == "x-forwarded-for" => f.remove |= FORWARDED_FOR,
+            16 if text == "x-forwarded-host" => f.remove |= FORWARDED_HOST,
+            16 if text == "x-forwarded-port" => f.remove |= FORWARDED_PORT,
             16 if text == "proxy-connection" => f.remove |= PROXY_CONNECTION,
-            17 if text == "x-forwarded-proto" => f.forwarded[0] = true,
+            17 if text == "x-forwarded-proto" => f.remove |= FORWARDED_PROTO,
             17 if *name == header::TRANSFER_ENCODING => {
                 seen.strange_encoding |= f.remove & TRANSFER_ENCODING != 0
                     || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
                 f.remove |= TRANSFER_ENCODING;
             }
             19 if *name == header::PROXY_AUTHORIZATION => f.remove |= PROXY_AUTHORIZATION,
-            9.. if text.as_bytes()[0] == b'x' || text.as_bytes()[0] == b'f' => {
-                if gateway_says(text) {
-                    f.also.push(name.clone());
-                }
-            }
+            9.. if matches!(text.as_bytes()[0], b'x' | b'f') && gateway_says(text) => f.also.push(name.clone()),
             _ => {}
         }
     }
@@ -200,61 +200,77 @@ impl Facts {
     }
 }
 
-/// Makes a request's headers what the endpoint is to see. `host` is the name that decided, `upgrade` that the request may
-/// become a tunnel.
-pub(crate) fn rewrite_request(
-    headers: &mut HeaderMap,
-    facts: &Facts,
-    client: &Client,
-    host: HeaderValue,
-    upgrade: bool,
-) {
-    let asked = if upgrade {
-        headers.get(header::UPGRADE).cloned()
-    } else {
-        None
-    };
-    let keep = client.trusted;
-    let mut remove = facts.remove;
-    if keep {
-        remove &= !FORWARDED;
-    }
-    if remove != 0 {
-        remove_flagged(headers, remove);
-    }
-    for name in &facts.also {
-        // A trusted proxy may say more than the gateway knows of (X-Forwarded-Prefix).
-        if !(keep && name.as_str().starts_with("x-forwarded-")) {
-            headers.remove(name);
+/// What a request's headers become for the endpoint; applied again when the request is sent again.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) facts: Facts,
+    /// The name that decided.
+    pub(crate) host: HeaderValue,
+    /// The name stood in the target: Host has to follow it.
+    pub(crate) absolute: bool,
+    /// The request may become a tunnel.
+    pub(crate) upgrade: bool,
+    /// A request id made here.
+    pub(crate) id: Option<HeaderValue>,
+}
+
+impl Rules {
+    /// Makes a request's headers what the endpoint is to see.
+    pub(crate) fn apply(&self, headers: &mut HeaderMap, client: &Client) {
+        let facts = &self.facts;
+        let asked = if self.upgrade {
+            headers.get(header::UPGRADE).cloned()
+        } else {
+            None
+        };
+        let keep = client.trusted;
+        let mut remove = facts.remove;
+        if keep {
+            remove &= !(FORWARDED | X_FORWARDED);
         }
-    }
-    if facts.trailers {
-        headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    }
-    if let Some(asked) = asked {
-        headers.insert(header::UPGRADE, asked);
-        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    }
-    if keep && facts.forwarded_for {
+        if remove != 0 {
+            remove_flagged(headers, remove);
+        }
+        for name in &facts.also {
+            // A trusted proxy may say more than the gateway knows of (X-Forwarded-Prefix).
+            if !(keep && name.as_str().starts_with("x-forwarded-")) {
+                headers.remove(name);
+            }
+        }
+        if facts.trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        if let Some(asked) = asked {
+            headers.insert(header::UPGRADE, asked);
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        }
+        // Nothing of these names is left, unless a trusted peer sent it: appending is enough.
+        let sent = if keep { facts.remove } else { 0 };
         headers.append(X_FORWARDED_FOR, client.address.clone());
-        let whole: Vec<&[u8]> = headers
-            .get_all(X_FORWARDED_FOR)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
-        let value = HeaderValue::from_bytes(&whole.join(&b", "[..])).unwrap_or_else(|_| client.address.clone());
-        headers.insert(X_FORWARDED_FOR, value);
-    } else {
-        headers.insert(X_FORWARDED_FOR, client.address.clone());
-    }
-    if !(keep && facts.forwarded[0]) {
-        headers.insert(X_FORWARDED_PROTO, HTTP);
-    }
-    if !(keep && facts.forwarded[1]) {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    if !(keep && facts.forwarded[2]) {
-        headers.insert(X_FORWARDED_PORT, client.port.clone());
+        if sent & FORWARDED_FOR != 0 {
+            let whole: Vec<&[u8]> = headers
+                .get_all(X_FORWARDED_FOR)
+                .iter()
+                .map(HeaderValue::as_bytes)
+                .collect();
+            let value = HeaderValue::from_bytes(&whole.join(&b", "[..])).unwrap_or_else(|_| client.address.clone());
+            headers.insert(X_FORWARDED_FOR, value);
+        }
+        if sent & FORWARDED_PROTO == 0 {
+            headers.append(X_FORWARDED_PROTO, HTTP);
+        }
+        if sent & FORWARDED_HOST == 0 {
+            headers.append(X_FORWARDED_HOST, self.host.clone());
+        }
+        if sent & FORWARDED_PORT == 0 {
+            headers.append(X_FORWARDED_PORT, client.port.clone());
+        }
+        if let Some(id) = &self.id {
+            headers.insert(X_REQUEST_ID, id.clone());
+        }
+        if self.absolute {
+            headers.insert(header::HOST, self.host.clone());
+        }
     }
 }
 
@@ -333,14 +349,14 @@ mod tests {
     fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {
         let mut headers = map(pairs);
         let facts = inspect(&headers).facts;
-        let host = HeaderValue::from_static("hello.localhost");
-        rewrite_request(
-            &mut headers,
-            &facts,
-            &client(trusted),
-            host,
-            upgrade && facts.wants_upgrade(),
-        );
+        let rules = Rules {
+            host: HeaderValue::from_static("hello.localhost"),
+            absolute: false,
+            upgrade: upgrade && facts.wants_upgrade(),
+            id: None,
+            facts,
+        };
+        rules.apply(&mut headers, &client(trusted));
         let mut lines: Vec<String> = headers
             .iter()
             .map(|(n, v)| format!("{n}: {}", v.to_str().expect("text")))

@@ -15,7 +15,7 @@ pub(crate) fn may_repeat(method: &Method, idempotency_key: bool, has_body: bool)
 /// The names and values of a request's headers; the vectors are used again and again.
 pub(crate) type Spare = Vec<(HeaderName, HeaderValue)>;
 
-/// A request without a body, to be sent again. Copying shares the values' bytes.
+/// A request without a body, as it came, to be made once more. Copying shares the values' bytes.
 pub(crate) struct Copy {
     method: Method,
     uri: Uri,
@@ -23,18 +23,18 @@ pub(crate) struct Copy {
 }
 
 impl Copy {
-    pub(crate) fn of(request: &Request<RequestBody>, mut spare: Spare) -> Self {
-        spare.extend(request.headers().iter().map(|(n, v)| (n.clone(), v.clone())));
+    pub(crate) fn of(method: &Method, uri: &Uri, headers: &HeaderMap, mut spare: Spare) -> Self {
+        spare.extend(headers.iter().map(|(n, v)| (n.clone(), v.clone())));
         Self {
-            method: request.method().clone(),
-            uri: request.uri().clone(),
+            method: method.clone(),
+            uri: uri.clone(),
             headers: spare,
         }
     }
 
-    /// The request once more.
+    /// The request once more, for `rules` to be applied to.
     pub(crate) fn request(&self) -> Request<RequestBody> {
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        let mut headers = HeaderMap::with_capacity(self.headers.len() + 8);
         for (name, value) in &self.headers {
             headers.append(name.clone(), value.clone());
         }
@@ -75,7 +75,7 @@ mod tests {
         *request.uri_mut() = Uri::from_static("/a?b=c");
         request.headers_mut().append("x-a", HeaderValue::from_static("1"));
         request.headers_mut().append("x-a", HeaderValue::from_static("2"));
-        let copy = Copy::of(&request, Vec::new());
+        let copy = Copy::of(request.method(), request.uri(), request.headers(), Vec::new());
         let again = copy.request();
         assert_eq!(again.headers(), request.headers());
         assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));

@@ -70,8 +70,11 @@ pub(crate) fn name<'a>(raw: &'a [u8], scratch: &'a mut Scratch) -> Result<&'a st
 pub(crate) fn target<'a>(host: &'a str, domain: &str) -> Target<'a> {
     let label = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix('.'));
     match label {
-        Some(label) => match label.split_once("--") {
-            Some((version, app)) => Target::Version { version, app },
+        Some(label) => match label.as_bytes().windows(2).position(|w| w == b"--") {
+            Some(at) => Target::Version {
+                version: &label[..at],
+                app: &label[at + 2..],
+            },
             None if label.contains('.') => Target::Domain(host),
             None => Target::App(label),
         },

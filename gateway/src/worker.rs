@@ -41,7 +41,9 @@ pub(crate) struct Worker {
     /// Set when the worker has begun to stop: connections close after their current request.
     pub(crate) draining: Cell<bool>,
     pub(crate) drain: CancellationToken,
-    ids: Cell<(u64, u64)>,
+    /// Of request ids: what is this worker's own, and a count with a random start.
+    prefix: [u8; 16],
+    count: Cell<u64>,
 }
 
 impl Worker {
@@ -81,7 +83,8 @@ impl Worker {
             tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),
             draining: Cell::new(false),
             drain: CancellationToken::new(),
-            ids: Cell::new((rand::random(), 0)),
+            prefix: hex(rand::random()),
+            count: Cell::new(rand::random()),
             shared,
         }
     }
@@ -135,18 +138,25 @@ impl Worker {
         }
     }
 
-    /// A new request id: 32 hexadecimal digits, unique by a random start and a count.
+    /// A new request id: 16 hexadecimal digits that are this worker's, and 16 that count.
     pub(crate) fn request_id(&self) -> HeaderValue {
-        let (start, count) = self.ids.get();
-        self.ids.set((start, count + 1));
+        let count = self.count.get().wrapping_add(1);
+        self.count.set(count);
         let mut id = [0; 32];
-        let number = (u128::from(start) << 64) | u128::from(start.rotate_left(32) ^ count);
-        for (i, digit) in id.iter_mut().enumerate() {
-            *digit = b"0123456789abcdef"[(number >> (124 - 4 * i)) as usize & 15];
-        }
+        id[..16].copy_from_slice(&self.prefix);
+        id[16..].copy_from_slice(&hex(count));
         // Hexadecimal digits are a valid value; the fallback only spares a proof.
         HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
     }
+}
+
+fn hex(number: u64) -> [u8; 16] {
+    let mut digits = [0; 16];
+    for (byte, pair) in number.to_be_bytes().iter().zip(digits.chunks_exact_mut(2)) {
+        pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];
+        pair[1] = b"0123456789abcdef"[usize::from(byte & 15)];
+    }
+    digits
 }
 
 /// The worker's thread: serves until `stop`, then lets open requests finish until the drain time-out.
