@@ -76,6 +76,7 @@ async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, befo
     let mut watch = Watch::new(Instant::now());
     let mut timer = pin!(tokio::time::sleep(worker.tick));
     let mut drain = pin!(worker.drain.cancelled());
+    let mut armed = false;
     let mut listens = false;
     let mut draining = false;
 
@@ -95,9 +96,12 @@ async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, befo
                 Pin::new(&mut connection).graceful_shutdown();
                 continue;
             }
-            if timer.as_mut().poll(cx).is_pending() {
+            // Once it is armed, looking is enough; polling it each time would cost every request.
+            if (armed && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {
+                armed = true;
                 return Poll::Pending;
             }
+            armed = false;
             let now = Instant::now();
             timer.as_mut().reset((now + worker.tick).into());
             match watch.look(client, &worker.limits, now) {

@@ -2,7 +2,6 @@
 //! holds endpoints that vanish in a suspicious mass, and keeps the snapshot file. Nothing here is on a request's path.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +9,6 @@ use std::time::{Duration, Instant};
 use futures::{FutureExt as _, StreamExt as _};
 use model::registry::{
     Acknowledgement, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
-    SnapshotFile,
 };
 use model::{AppConfig, AppId, ContainerId, Version};
 use tokio::sync::watch;
@@ -18,16 +16,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::eject::Endpoint;
 use crate::shared::Shared;
-use crate::table::{App, AppShared, Settings, Table};
+use crate::snapshot_file;
+use crate::table::{App, AppShared, Settings};
 
 /// Between acknowledgements, and between looks at what drains.
 const PACE: Duration = Duration::from_millis(20);
 /// How long to wait for the registry before the snapshot file is used.
 const FILE_AFTER: Duration = Duration::from_secs(1);
-/// Least time between two writes of the snapshot file.
-const FILE_PACE: Duration = Duration::from_secs(1);
-/// Largest snapshot file that is read.
-const FILE_MOST: u64 = 1 << 30;
 
 /// What is known of one app.
 struct Entry {
@@ -375,7 +370,7 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
     let (tell, told) = watch::channel(None);
     let acknowledging = tokio::spawn(acknowledge(Arc::clone(&registry), id, told));
     let mut events = registry.follow();
-    let mut file = shared.config.snapshot_file.clone().map(File::new);
+    let mut file = shared.config.snapshot_file.clone().map(snapshot_file::Keeper::new);
     let mut file_at = Some(Instant::now() + FILE_AFTER);
     let mut busy = false;
     loop {
@@ -413,7 +408,7 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
             file_at = None;
         } else if file_at.is_some_and(|at| at <= now) {
             file_at = None;
-            if let Some(snapshot) = read_file(shared.config.snapshot_file.as_deref()).await {
+            if let Some(snapshot) = snapshot_file::read(shared.config.snapshot_file.as_deref()).await {
                 tracing::warn!(
                     revision = snapshot.revision.0,
                     "the registry is not there; serving the snapshot file"
@@ -461,98 +456,5 @@ async fn acknowledge(
             pause = (pause * 2).min(Duration::from_secs(1));
         }
         tokio::time::sleep(PACE).await;
-    }
-}
-
-/// The snapshot file's keeper.
-struct File {
-    path: PathBuf,
-    dirty: bool,
-    next: Instant,
-    writing: Option<tokio::task::JoinHandle<Duration>>,
-}
-
-impl File {
-    fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            dirty: false,
-            next: Instant::now(),
-            writing: None,
-        }
-    }
-
-    fn keep(&mut self, shared: &Shared, changed: bool, now: Instant) {
-        self.dirty |= changed;
-        if let Some(writing) = &mut self.writing {
-            match writing.now_or_never() {
-                Some(took) => {
-                    // A big registry is written more rarely, so that writing takes at most a tenth of the time.
-                    self.next = now + FILE_PACE.max(took.unwrap_or_default() * 10);
-                    self.writing = None;
-                }
-                None => return,
-            }
-        }
-        if self.dirty && now >= self.next {
-            self.dirty = false;
-            let (path, table, revision) = (
-                self.path.clone(),
-                shared.table.load_full(),
-                shared.registry.revision.load(Ordering::Relaxed),
-            );
-            self.writing = Some(tokio::task::spawn_blocking(move || {
-                let start = Instant::now();
-                if let Err(error) = write_file(&path, &table, RegistryRevision(revision)) {
-                    tracing::warn!(%error, path = %path.display(), "the snapshot file can't be written");
-                }
-                start.elapsed()
-            }));
-        }
-    }
-}
-
-fn write_file(path: &Path, table: &Table, revision: RegistryRevision) -> std::io::Result<()> {
-    let mut file = SnapshotFile {
-        revision,
-        ..SnapshotFile::default()
-    };
-    for (_, app) in table.iter().filter(|(key, _)| !key.contains('.')) {
-        if app.configured {
-            file.configs.insert(app.shared.id.clone(), app.settings.config.clone());
-        }
-        for e in &app.endpoints {
-            let versions = file.endpoints.entry(e.key.app.clone()).or_default();
-            let containers = versions.entry(e.key.version.clone()).or_default();
-            containers.insert(e.key.container.clone(), model::Endpoint(e.address));
-        }
-    }
-    let beside = path.with_extension("tmp");
-    let out = std::fs::File::create(&beside)?;
-    let mut out = std::io::BufWriter::new(out);
-    serde_json::to_writer(&mut out, &file)?;
-    out.into_inner()
-        .map_err(std::io::IntoInnerError::into_error)?
-        .sync_all()?;
-    std::fs::rename(&beside, path)
-}
-
-async fn read_file(path: Option<&Path>) -> Option<RegistrySnapshot> {
-    let path = path?.to_owned();
-    let read = move || -> Result<SnapshotFile, String> {
-        let size = std::fs::metadata(&path).map_err(|e| e.to_string())?.len();
-        if size > FILE_MOST {
-            return Err(format!("{size} bytes are too many"));
-        }
-        let file = std::fs::File::open(&path).map_err(|e| e.to_string())?;
-        serde_json::from_reader(std::io::BufReader::new(file)).map_err(|e| e.to_string())
-    };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(Ok(file)) => Some(file.into()),
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "the snapshot file can't be read");
-            None
-        }
-        Err(_) => None,
     }
 }

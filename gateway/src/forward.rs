@@ -218,8 +218,10 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
 }
 
 /// What became of sending a request on one connection.
+#[derive(Clone, Copy)]
 enum Sent {
-    Answer(Response<Incoming>),
+    /// There is a head of an answer.
+    Answer,
     /// Nothing of it was written: the request is where it was.
     Unsent,
     /// The connection ended before an answer.
@@ -241,6 +243,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
     } = admitted;
     let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
     let mut next = Some(request);
+    let mut answer = None;
     let mut tried = Tried::default();
     let mut only_new = false;
     let mut failure = Reason::NoEndpoints;
@@ -268,11 +271,10 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
             rules.apply(again.headers_mut(), &client);
             next = Some(again);
         }
-        match once(flight, &worker, &client, &app, &mut next, only_new).await {
-            (Sent::Answer(response), sender) => {
-                let head = Instant::now();
-                flight.upstream = head.saturating_duration_since(now);
-                break accept(flight, response, sender, rules.upgrade);
+        match once(flight, &worker, &client, &app, &mut next, &mut answer, only_new).await {
+            (Sent::Answer, sender) => {
+                flight.upstream = now.elapsed();
+                break accept(flight, answer.take(), sender, rules.upgrade);
             }
             (Sent::Unsent, sender) => {
                 // Nothing was written, so any request may be sent again: to the same endpoint if only a kept connection had died.
@@ -365,6 +367,7 @@ async fn once(
     client: &Client,
     app: &App,
     request: &mut Option<Request<RequestBody>>,
+    answer: &mut Option<Response<Incoming>>,
     only_new: bool,
 ) -> (Sent, Option<Sender>) {
     let Some(entered) = flight.entered() else {
@@ -386,33 +389,36 @@ async fn once(
     let Some(taken) = request.take() else {
         return (Sent::Lost, None);
     };
+    // Heads are large: they are put where they stay instead of being handed from frame to frame.
     let sent = {
-        let mut answer = pin!(sender.try_send_request(taken));
-        poll_fn(|cx| match answer.as_mut().poll(cx) {
-            Poll::Ready(result) => Poll::Ready(Some(result)),
-            Poll::Pending if client.expired.get() => Poll::Ready(None),
+        let mut sending = pin!(sender.try_send_request(taken));
+        poll_fn(|cx| match sending.as_mut().poll(cx) {
+            Poll::Ready(Ok(response)) => {
+                *answer = Some(response);
+                Poll::Ready(Sent::Answer)
+            }
+            Poll::Ready(Err(mut error)) => Poll::Ready(match error.take_message() {
+                Some(unsent) => {
+                    *request = Some(unsent);
+                    Sent::Unsent
+                }
+                None if error.error().is_parse() => Sent::Bad,
+                None => Sent::Lost,
+            }),
+            Poll::Pending if client.expired.get() => Poll::Ready(Sent::Expired),
             Poll::Pending => Poll::Pending,
         })
         .await
     };
-    match sent {
-        Some(Ok(response)) => {
+    let sender = match sent {
+        Sent::Answer => {
             endpoint.worked();
-            (Sent::Answer(response), Some(sender))
+            Some(sender)
         }
-        None => (Sent::Expired, None),
-        Some(Err(mut error)) => {
-            let sender = was_kept.then_some(sender);
-            match error.take_message() {
-                Some(unsent) => {
-                    *request = Some(unsent);
-                    (Sent::Unsent, sender)
-                }
-                None if error.error().is_parse() => (Sent::Bad, sender),
-                None => (Sent::Lost, sender),
-            }
-        }
-    }
+        Sent::Expired => None,
+        Sent::Unsent | Sent::Lost | Sent::Bad => was_kept.then_some(sender),
+    };
+    (sent, sender)
 }
 
 /// A new upstream connection, or none within the time.
@@ -438,10 +444,11 @@ async fn connect(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> 
 /// Takes an endpoint's answer.
 fn accept(
     flight: &mut Flight,
-    response: Response<Incoming>,
+    response: Option<Response<Incoming>>,
     sender: Option<Sender>,
     upgrade: bool,
 ) -> Result<Response<ResponseBody>, Reason> {
+    let response = response.ok_or(Reason::BadAnswer)?;
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if upgraded && !upgrade {
         return Err(Reason::BadUpgrade);

@@ -34,6 +34,7 @@ mod pool;
 mod retry;
 mod route;
 mod shared;
+mod snapshot_file;
 mod table;
 mod upgrade;
 mod worker;

@@ -7,6 +7,7 @@ extern crate caas_gateway as gateway;
 mod faults;
 mod follow;
 mod hostile;
+mod hostile_answers;
 mod limits;
 mod routing;
 mod shutdown;
