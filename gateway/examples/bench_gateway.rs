@@ -1,7 +1,9 @@
-//! The gateway in front of fixed backends, for load tests: no registry, one app per host name.
+//! The gateway in front of fixed backends, for load tests: no registry.
 //!
 //! Environment: `LISTEN` (port, default 18080), `BACKEND_ADDRS` (host:port list), `HOSTS_FILE` (one host name per line, all
-//! under one domain; default `app.gateway.example`), `THREADS` (default 1), `GATEWAY_CONFIG` (JSON, optional).
+//! under one domain; default `app.gateway.example`), `THREADS` (default 1), `GATEWAY_CONFIG` (JSON, optional), `APPS` (1: each
+//! host is an app with endpoints and connections of its own; else all are custom domains of one app, as other proxies map
+//! them to one backend).
 
 extern crate caas_gateway as gateway;
 
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use futures::channel::mpsc;
 use gateway::{Config, Deps, Listeners};
+use model::AppConfig;
 use model::registry::{
     Acknowledgement, EntryKey, RegistryError, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
 };
@@ -49,11 +52,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(path) => std::fs::read_to_string(path)?,
         Err(_) => "app.gateway.example".to_owned(),
     };
-    let mut endpoints = BTreeMap::new();
-    let mut domain = "localhost".to_owned();
+    let own = var("APPS", "0") == "1";
+    let mut domain = "bench.internal".to_owned();
+    let mut apps = Vec::new();
+    let mut all = AppConfig::default();
     for host in hosts.split_whitespace() {
-        let (app, rest) = host.split_once('.').ok_or("a host without a domain")?;
-        domain = rest.to_owned();
+        if own {
+            let (app, rest) = host.split_once('.').ok_or("a host without a domain")?;
+            domain = rest.to_owned();
+            apps.push(app);
+        } else {
+            all.domains.push(host.to_owned());
+        }
+    }
+    let mut configs = BTreeMap::new();
+    if !own {
+        apps.push("bench");
+        configs.insert("bench".parse()?, all);
+    }
+    let mut endpoints = BTreeMap::new();
+    for app in apps {
         for (i, backend) in backends.split(',').enumerate() {
             let key = EntryKey {
                 app: app.parse()?,
@@ -76,7 +94,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let snapshot = RegistrySnapshot {
         revision: RegistryRevision(1),
         endpoints,
-        ..RegistrySnapshot::default()
+        configs,
     };
     let deps = Deps {
         registry: Arc::new(Fixed(snapshot)),

@@ -29,6 +29,8 @@ struct Entry {
     shared: Arc<AppShared>,
     settings: Arc<Settings>,
     configured: bool,
+    /// Its configuration was removed on purpose: without endpoints it is forgotten.
+    removed: bool,
     endpoints: BTreeMap<(Version, ContainerId), Arc<Endpoint>>,
     /// Custom domains that it claims.
     domains: Vec<Box<str>>,
@@ -37,6 +39,8 @@ struct Entry {
 /// The registry copy from which tables are made.
 pub(crate) struct Follower {
     shared: Arc<Shared>,
+    /// The settings of all apps without configuration.
+    defaults: Arc<Settings>,
     apps: HashMap<AppId, Entry, ahash::RandomState>,
     /// Who claims each custom domain; the first one has it.
     claims: HashMap<Box<str>, Vec<AppId>, ahash::RandomState>,
@@ -57,6 +61,7 @@ pub(crate) struct Follower {
 impl Follower {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
         Self {
+            defaults: Arc::new(Settings::new(AppConfig::default(), &shared.config)),
             shared,
             apps: HashMap::default(),
             claims: HashMap::default(),
@@ -72,12 +77,13 @@ impl Follower {
     }
 
     fn entry(&mut self, app: &AppId) -> &mut Entry {
-        let shared = &self.shared;
+        let (shared, defaults) = (&self.shared, &self.defaults);
         self.touched.insert(app.clone());
         self.apps.entry(app.clone()).or_insert_with(|| Entry {
             shared: Arc::new(AppShared::new(app.clone(), shared.workers.len())),
-            settings: Arc::new(Settings::new(AppConfig::default(), &shared.config)),
+            settings: Arc::clone(defaults),
             configured: false,
+            removed: false,
             endpoints: BTreeMap::new(),
             domains: Vec::new(),
         })
@@ -119,6 +125,16 @@ impl Follower {
         if let Some(old) = self.entry(&key.app).endpoints.remove(&place) {
             self.leaving.push(old);
         }
+        self.forget(&key.app);
+    }
+
+    /// Forgets an app that was removed on purpose and has no endpoint left: its host is unknown again. All others stay known
+    /// (503, not 404) as long as this process lives.
+    fn forget(&mut self, app: &AppId) {
+        if self.apps.get(app).is_some_and(|e| e.removed && e.endpoints.is_empty()) {
+            self.apps.remove(app);
+            self.touched.insert(app.clone());
+        }
     }
 
     fn configure(&mut self, app: &AppId, config: Option<AppConfig>) {
@@ -139,10 +155,15 @@ impl Follower {
             .filter(|d| d.contains('.') && !d.ends_with(&under) && **d != self.shared.config.domain)
             .map(|d| d.to_ascii_lowercase().into_boxed_str())
             .collect();
-        let settings = Arc::new(Settings::new(config, &self.shared.config));
+        let settings = if config == self.defaults.config {
+            Arc::clone(&self.defaults)
+        } else {
+            Arc::new(Settings::new(config, &self.shared.config))
+        };
         let entry = self.entry(app);
         entry.settings = settings;
         entry.configured = configured;
+        entry.removed = false;
         let old = std::mem::replace(&mut entry.domains, domains.clone());
         for domain in old.iter().filter(|d| !domains.contains(d)) {
             if let Some(claims) = self.claims.get_mut(domain) {
@@ -246,11 +267,10 @@ impl Follower {
                         RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
                         RegistryChange::ConfigRemove(app) => {
                             self.configure(&app, None);
-                            // Removed on purpose: without endpoints the app is forgotten, and its host unknown again.
-                            if self.apps.get(&app).is_some_and(|e| e.endpoints.is_empty()) {
-                                self.apps.remove(&app);
-                                self.touched.insert(app);
+                            if let Some(entry) = self.apps.get_mut(&app) {
+                                entry.removed = true;
                             }
+                            self.forget(&app);
                         }
                     }
                 }

@@ -62,7 +62,7 @@ pub(crate) struct Settings {
     pub(crate) max_body: u64,
     pub(crate) max_in_flight: u32,
     pub(crate) deny: Networks,
-    pub(crate) limiter: Option<Limiter>,
+    pub(crate) limiter: Option<Box<Limiter>>,
 }
 
 impl Settings {
@@ -81,7 +81,7 @@ impl Settings {
                 n => n,
             },
             deny: Networks::new(&config.limits.deny),
-            limiter: Limiter::new(&config.limits, gateway.clients_tracked),
+            limiter: Limiter::new(&config.limits, gateway.clients_tracked).map(Box::new),
             config,
         }
     }

@@ -17,7 +17,7 @@ async fn status(gateway: &Gateway, host: &str) -> u16 {
 async fn changes_are_obeyed_at_once() {
     let (one, two) = (Recorder::start("one").await, Recorder::start("two").await);
     let gateway = Gateway::hello(&[one.at]).await;
-    let mut slowest = Duration::ZERO;
+    let mut took = Vec::new();
     for round in 0..50i64 {
         let (new, old, want) = if round % 2 == 0 {
             (two.at, "c0", "two")
@@ -33,9 +33,15 @@ async fn changes_are_obeyed_at_once() {
         while gateway.get("hello.localhost", "/").await.body != want {
             assert!(start.elapsed() < LIMIT);
         }
-        slowest = slowest.max(start.elapsed());
+        took.push(start.elapsed());
     }
-    assert!(slowest < Duration::from_millis(500), "{slowest:?}");
+    took.sort();
+    println!(
+        "change to obeyed, a request included: p50 {:?}, max {:?}",
+        took[25], took[49]
+    );
+    assert!(took[25] < Duration::from_millis(50), "{took:?}");
+    assert!(took[49] < Duration::from_millis(500), "{took:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,6 +232,25 @@ async fn a_removed_app_is_unknown_again() {
             3,
         )
         .await;
+    assert_eq!(status(&gateway, "hello.localhost").await, 404);
+    // The other way round, too.
+    let config = RegistryChange::Config("hello".parse().unwrap(), AppConfig::default());
+    gateway
+        .tell(changes(4, vec![config, put("hello", "1", "c0", app.at)]), 4)
+        .await;
+    assert_eq!(status(&gateway, "hello.localhost").await, 200);
+    gateway
+        .tell(
+            changes(5, vec![RegistryChange::ConfigRemove("hello".parse().unwrap())]),
+            5,
+        )
+        .await;
+    assert_eq!(
+        status(&gateway, "hello.localhost").await,
+        200,
+        "its endpoints still answer"
+    );
+    gateway.tell(changes(6, vec![remove("hello", "1", "c0")]), 6).await;
     assert_eq!(status(&gateway, "hello.localhost").await, 404);
 }
 

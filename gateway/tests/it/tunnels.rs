@@ -154,3 +154,22 @@ async fn a_silent_tunnel_ends_in_time() {
         start.elapsed()
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_withdrawn_endpoints_tunnel_lives_on_and_is_told() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[echo().await]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut client, "glued").await;
+    let withdrawal = changes(2, vec![put("hello", "2", "new", app.at), remove("hello", "1", "c0")]);
+    gateway.tell(withdrawal, 2).await;
+    assert_eq!(gateway.feed.last_ack().unwrap().draining, ["c0".parse().unwrap()]);
+    client.write_all(b"still here").await.unwrap();
+    assert_eq!(read_until(&mut client, "here").await, "still here");
+    drop(client);
+    until("the tunnel's end is told", || {
+        gateway.feed.last_ack().is_some_and(|a| a.draining.is_empty())
+    })
+    .await;
+}
