@@ -246,6 +246,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
     let mut answer = None;
     let mut tried = Tried::default();
     let mut only_new = false;
+    let mut free = false;
     let mut failure = Reason::NoEndpoints;
     let mut now = flight.started;
 
@@ -260,7 +261,8 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 _ => break Err(failure),
             }
         };
-        if !tried.is_empty() && !may_go_on(flight, &worker, &app, now) {
+        // One try on a new connection after a kept one is free: it says nothing about the app, and happens once.
+        if !tried.is_empty() && !std::mem::take(&mut free) && !may_go_on(flight, &worker, &app, now) {
             break Err(failure);
         }
         flight.attempts += 1;
@@ -281,7 +283,8 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 now = Instant::now();
                 failure = Reason::ConnectFailed;
                 failed(flight, &worker, &mut tried, sender.is_some(), now);
-                only_new |= sender.is_some();
+                free = sender.is_some();
+                only_new |= free;
             }
             (Sent::Lost, sender) => {
                 if let Some(reason) = body_failure(flight) {
@@ -295,7 +298,8 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 // an answer counts as a failed connect, except on a kept connection, which may just have been too old.
                 now = Instant::now();
                 failed(flight, &worker, &mut tried, sender.is_some(), now);
-                only_new |= sender.is_some();
+                free = sender.is_some();
+                only_new |= free;
             }
             (Sent::Bad, _) => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
             (Sent::Expired, _) => {
