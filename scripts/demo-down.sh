@@ -35,10 +35,12 @@ if before chains; then
     for command in iptables ip6tables; do
         for table in filter nat raw; do
             rules=$(as_root "$command-save" -t $table 2>/dev/null) || continue
-            grep -E '^-A .*(DOCKER|docker0)' <<<"$rules" | sed 's/^-A/-D/' |
+            sed -nE '/^-A .*(DOCKER|docker0)/s/^-A/-D/p' <<<"$rules" |
                 while read -r -a rule; do as_root $command -t $table "${rule[@]}" 2>/dev/null || true; done
             sed -n 's/^:\(DOCKER[^ ]*\) .*/\1/p' <<<"$rules" |
-                while read -r chain; do as_root $command -t $table -F "$chain"; as_root $command -t $table -X "$chain"; done
+                while read -r chain; do as_root $command -t $table -F "$chain"; done
+            sed -n 's/^:\(DOCKER[^ ]*\) .*/\1/p' <<<"$rules" |
+                while read -r chain; do as_root $command -t $table -X "$chain"; done
         done
     done
 fi

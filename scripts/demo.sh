@@ -76,13 +76,15 @@ fi
 if ! recorded_pid "$work/caas.pid" >/dev/null; then
     gateway=$(free_port "$(cat "$work/gateway.port" 2>/dev/null || echo 8080)")
     api=$(free_port "$(cat "$work/api.port" 2>/dev/null || echo 8090)")
+    gateway_admin=$(free_port 9090)
     setsid "$caas" up --data "$work/caas" --listen "127.0.0.1:$gateway" --api-listen "127.0.0.1:$api" \
+        --gateway-admin "127.0.0.1:$gateway_admin" --registry-sync-admin "127.0.0.1:$(free_port $((gateway_admin + 1)))" \
         --engine "unix://$socket" --default-registry "$registry" >>"$work/caas.log" 2>&1 </dev/null &
     remember "$work/caas.pid" $!
     echo "$gateway" >"$work/gateway.port"
     echo "$api" >"$work/api.port"
     echo "$binary" >"$work/caas.binary"
-    ready() { curl -fs "http://127.0.0.1:$api/healthz/ready" && [ -s "$work/caas/admin.token" ]; }
+    ready() { curl -fs -H "Authorization: Bearer $(cat "$work/caas/admin.token")" "http://127.0.0.1:$api/api/v1/apps"; }
     wait_for 20 ready || die "caas did not start; its log is $work/caas.log."
 fi
 gateway=$(cat "$work/gateway.port")
@@ -94,7 +96,8 @@ export CAAS_TOKEN
 scripts/build-hello.sh "$work/hello"
 for version in 1 2; do
     image=$registry/hello:$version
-    docker build -q --build-arg "VERSION=$version" -t "$image" "$work/hello" >/dev/null
+    docker build -q --build-arg "VERSION=$version" -t "$image" "$work/hello" >"$work/build.log" 2>&1 ||
+        die "The sample app's image could not be built: $(tail -1 "$work/build.log")"
     docker push -q "$image" >/dev/null || docker push "$image" >/dev/null
 done
 

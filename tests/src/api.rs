@@ -4,8 +4,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use http_body_util::{BodyExt as _, Full};
+use hyper::Request;
 use serde_json::{Value, json};
 
+use crate::load::{self, Http};
 use crate::wait;
 
 /// A client with a token; with several schedulers it asks the next one when one can't be reached.
@@ -15,7 +18,7 @@ pub struct Api {
     pub addresses: Vec<SocketAddr>,
     /// Bearer token.
     pub token: String,
-    client: reqwest::Client,
+    client: Http,
 }
 
 /// An answer.
@@ -48,14 +51,10 @@ impl Reply {
 impl Api {
     /// A client of the schedulers at `addresses`.
     pub fn new(addresses: Vec<SocketAddr>, token: &str) -> Self {
-        let client = reqwest::Client::builder()
-            .timeout(Duration::from_secs(90))
-            .no_proxy()
-            .build();
         Self {
             addresses,
             token: token.into(),
-            client: client.expect("no TLS, no proxy: nothing that could fail"),
+            client: load::http(),
         }
     }
 
@@ -83,14 +82,21 @@ impl Api {
         let mut last = None;
         for address in &self.addresses {
             let url = format!("http://{address}/api/v1{path}");
-            let mut request = self.client.request(method.parse()?, &url).bearer_auth(&self.token);
-            if let Some(body) = body {
-                request = request.json(body);
-            }
+            let mut request = Request::builder().method(method).uri(&url);
+            request = request.header("authorization", format!("Bearer {}", self.token));
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
-            match request.send().await {
+            let body = match body {
+                Some(body) => {
+                    request = request.header("content-type", "application/json");
+                    body.to_string()
+                }
+                None => String::new(),
+            };
+            let request = request.body(Full::from(body))?;
+            let answer = tokio::time::timeout(Duration::from_secs(90), self.client.request(request)).await;
+            match answer.with_context(|| format!("{method} {path}: no answer within 90 s"))? {
                 Ok(response) => {
                     let status = response.status().as_u16();
                     let etag = response
@@ -99,7 +105,8 @@ impl Api {
                         .and_then(|v| v.to_str().ok())
                         .unwrap_or_default()
                         .to_owned();
-                    let text = response.text().await?;
+                    let text = response.into_body().collect().await?.to_bytes();
+                    let text = String::from_utf8_lossy(&text).into_owned();
                     let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
                     return Ok(Reply { status, etag, body });
                 }

@@ -47,7 +47,8 @@ pub struct Platform {
     pub db: Db,
     /// A client for single requests.
     pub http: Http,
-    dir: PathBuf,
+    /// Its folder: configuration, logs, data.
+    pub dir: PathBuf,
 }
 
 fn loopback() -> Result<SocketAddr> {
@@ -89,9 +90,10 @@ impl Platform {
         let args = format!("up --config {config} --data {} --no-host --no-context", dir.display());
         let role = role(&fleet, &dir, "up", &args, token, (settings.api, "/healthz/ready"));
         role.up().await?;
+        let token = std::fs::read_to_string(dir.join("admin.token"))?;
         Ok(Self {
             mode: Mode::AllInOne,
-            api: Api::new(vec![settings.api], token),
+            api: Api::new(vec![settings.api], token.trim()),
             gateways: vec![settings.listen],
             admins: vec![settings.admin],
             db: Db::sqlite(&dir.join("caas.db")).await?,
@@ -164,6 +166,9 @@ impl Platform {
 
     /// Adds the fleet's hosts and tells the registry's password.
     async fn join_hosts(&self) -> Result<()> {
+        // Ready to serve comes a moment before the first token is known.
+        let known = async || self.api.get("/apps").await.map(drop);
+        wait::until("the admin token", Duration::from_secs(10), known).await?;
         let registry = &self.fleet.registry;
         let credentials = json!({"username": registry.user, "password": registry.password});
         self.api

@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 use tokio::sync::Mutex;
 
+use crate::load;
 use crate::process::Daemon;
-use crate::wait;
 
 /// One `caas` process.
 #[derive(Debug)]
@@ -68,17 +68,13 @@ impl Role {
         let daemon = self.daemon.lock().await;
         let daemon = daemon.as_ref().context("not started")?;
         let (address, path) = self.ready;
-        let url = format!("http://{address}{path}");
-        let client = reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(2))
-            .build()?;
+        let http = load::http();
         daemon
             .ready(Duration::from_secs(30), async || {
-                let response = client.get(&url).send().await?;
-                let status = response.status();
-                let text = response.text().await.unwrap_or_default();
-                wait::expect(status.is_success(), || format!("{url}: {status} {text}"))
+                match load::get(&http, address, "localhost", path).await {
+                    Ok(answer) if answer.status == 200 => Ok(()),
+                    other => Err(format!("{path}: {other:?}")),
+                }
             })
             .await?;
         Ok(())

@@ -136,6 +136,7 @@ async fn restart_under_load(p: &Platform) -> Result<()> {
     load.flows(50).await?;
     p.api.done("POST", "/apps/again/restart", None).await?;
     load.flows(50).await?;
+    p.settled().await?;
     load.end().await.flawless("restart of all instances")?;
     let after = ids(p, "again").await?;
     expect(after.len() == 2 && before.iter().all(|id| !after.contains(id)), || {
@@ -246,7 +247,7 @@ async fn the_command_line(p: &Platform) -> Result<()> {
     ])
     .await?;
     let table = p.cli_ok(&["ps", "verbs"]).await?;
-    expect(table.matches("verbs").count() >= 2 && table.contains("h1"), || {
+    expect(table.matches("verbs").count() >= 2 && table.contains("running"), || {
         table.clone()
     })?;
     let instances: Value = serde_json::from_str(&p.cli_ok(&["ps", "verbs", "-o", "json"]).await?)?;
@@ -257,7 +258,7 @@ async fn the_command_line(p: &Platform) -> Result<()> {
         (&["why", "verbs"], "h"),
         (&["host", "ls"], "h3"),
         (&["op", "ls"], "deploy"),
-        (&["events", "--tail", "20"], "verbs"),
+        (&["events", "--app", "verbs"], "verbs"),
         (&["logs", "verbs", "--tail", "20"], "listening on port"),
         (&["scale", "verbs", "3"], "3"),
         (&["deploy", "verbs:2", "--image", &p.hello("2")], "verbs"),

@@ -156,19 +156,13 @@ async fn a_version_that_never_answers_fails_and_the_old_one_stays(p: &Platform) 
 }
 
 async fn a_first_deploy_that_fails_says_why(p: &Platform) -> Result<()> {
-    let spec = r#"--env=MODE=exit"#;
-    let image = p.hello("1");
-    let args = [
-        "deploy",
-        "broken:1",
-        "--image",
-        &image,
-        "--instances",
-        "1",
-        "--memory",
-        "32M",
-        spec,
-    ];
+    let file = p.dir.join("broken.toml");
+    let text = format!(
+        "app = \"broken\"\nversion = \"1\"\nimage = {:?}\nmemory = \"32M\"\nenv = {{ MODE = \"exit\" }}\n[update]\ndeadline_s = 10\n",
+        p.hello("1")
+    );
+    std::fs::write(&file, text)?;
+    let args = ["deploy", "-f", file.to_str().unwrap_or_default()];
     let (code, out, error) = p.cli(&args).await?;
     let said = format!("{out}{error}");
     expect(code == 2, || format!("exit code {code}: {said}"))?;

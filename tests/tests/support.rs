@@ -16,9 +16,10 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     runtime.expect("a runtime can be made")
 });
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-static FLEET: OnceCell<Arc<Fleet>> = OnceCell::const_new();
-static ALL_IN_ONE: OnceCell<Platform> = OnceCell::const_new();
-static SEPARATE: OnceCell<Platform> = OnceCell::const_new();
+// A part that did not start is not tried again: every scenario that needs it fails with the same words.
+static FLEET: OnceCell<Result<Arc<Fleet>, String>> = OnceCell::const_new();
+static ALL_IN_ONE: OnceCell<Result<Platform, String>> = OnceCell::const_new();
+static SEPARATE: OnceCell<Result<Platform, String>> = OnceCell::const_new();
 
 /// Why scenarios can't run here; `None` if they can. Panics instead where nothing may be skipped.
 fn skip() -> bool {
@@ -32,22 +33,26 @@ fn skip() -> bool {
 }
 
 /// The shared fleet.
-pub(crate) async fn fleet() -> Result<Arc<Fleet>> {
-    FLEET
-        .get_or_try_init(async || Fleet::start().await.map(Arc::new))
-        .await
-        .cloned()
+async fn fleet() -> Result<Arc<Fleet>, String> {
+    let start = async || {
+        Fleet::start()
+            .await
+            .map(Arc::new)
+            .map_err(|e| format!("the fleet did not start: {e:#}"))
+    };
+    FLEET.get_or_init(start).await.clone()
 }
 
-async fn platform(mode: Mode) -> Result<&'static Platform> {
+async fn platform(mode: Mode) -> Result<&'static Platform, String> {
     let cell = match mode {
         Mode::AllInOne => &ALL_IN_ONE,
         Mode::Separate => &SEPARATE,
     };
-    let start = async || Platform::start(fleet().await?, mode).await;
-    cell.get_or_try_init(start)
-        .await
-        .with_context(|| format!("the platform ({mode:?}) did not start"))
+    let start = async || {
+        let platform = Platform::start(fleet().await?, mode).await;
+        platform.map_err(|e| format!("the platform ({mode:?}) did not start: {e:#}"))
+    };
+    cell.get_or_init(start).await.as_ref().map_err(String::clone)
 }
 
 /// Runs a scenario on the fleet alone.
@@ -57,13 +62,13 @@ pub(crate) fn on_fleet(name: &str, scenario: impl AsyncFnOnce(Arc<Fleet>) -> Res
     }
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     RUNTIME.block_on(async {
-        let fleet = fleet().await.expect("the fleet starts");
+        let fleet = fleet().await.unwrap_or_else(|e| panic!("{e}"));
         let began = Instant::now();
         let outcome = tokio::time::timeout(LIMIT, scenario(fleet)).await;
         eprintln!("{name}: {:.1?}", began.elapsed());
         outcome
             .unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")))
-            .unwrap_or_else(|e| panic!("{e:?}"));
+            .unwrap_or_else(|e| panic!("{e:#}"));
     });
 }
 
@@ -74,7 +79,7 @@ pub(crate) fn on_platform(mode: Mode, name: &str, scenario: impl AsyncFnOnce(&'s
     }
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     RUNTIME.block_on(async {
-        let platform = platform(mode).await.unwrap_or_else(|e| panic!("{e:?}"));
+        let platform = platform(mode).await.unwrap_or_else(|e| panic!("{e}"));
         let began = Instant::now();
         let work = async {
             scenario(platform).await?;
@@ -95,7 +100,7 @@ pub(crate) fn on_platform(mode: Mode, name: &str, scenario: impl AsyncFnOnce(&'s
                     Ok(()) => clean(platform).await,
                     failed => failed,
                 };
-                panic!("{mode:?} {name} (repaired: {repaired:?}): {error:?}\n\n{logs}");
+                panic!("{mode:?} {name} (repaired: {repaired:?}): {error:#}\n\n{logs}");
             }
         }
     });

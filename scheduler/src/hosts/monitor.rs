@@ -17,8 +17,14 @@ use crate::converge::{ConvergeConfig, Fleet, Observation};
 
 /// Between two pings, and the deadline of each.
 const PING: Duration = Duration::from_secs(2);
-/// Events that come together are answered by one list.
-const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Lists after an event: the first one soon, so that events that come together are answered by one; more of them later,
+/// because Docker tells `die` before it has cleaned up, and its list says `running` until it has.
+const AFTER_EVENT: [Duration; 4] = [
+    Duration::from_millis(20),
+    Duration::from_millis(120),
+    Duration::from_millis(500),
+    Duration::from_millis(2_000),
+];
 /// Lists are taken this often without any event: events may be lost.
 const LIST_EVERY: Duration = Duration::from_secs(30);
 /// Deadlines of opening the event stream and of a list.
@@ -117,21 +123,27 @@ impl Monitor {
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut list_at = Instant::now() + LIST_EVERY;
+        let mut last_event = Instant::now();
         let mut up_checked = Instant::now();
         loop {
             tokio::select! {
                 event = events.next() => match event {
-                    Some(Ok(_)) => list_at = list_at.min(Instant::now() + DEBOUNCE),
+                    Some(Ok(_)) => {
+                        last_event = Instant::now();
+                        list_at = list_at.min(last_event + AFTER_EVENT[0]);
+                    }
                     Some(Err(error)) => return error,
                     None => return self.silent("its event stream ended"),
                 },
-                () = bell.notified() => list_at = list_at.min(Instant::now() + DEBOUNCE),
+                () = bell.notified() => list_at = list_at.min(Instant::now() + AFTER_EVENT[0]),
                 () = sleep_until(list_at) => {
+                    let begun = Instant::now();
                     if let Err(error) = self.list(engine).await {
                         return error;
                     }
                     *last_answer = Timestamp::now();
-                    list_at = Instant::now() + LIST_EVERY;
+                    let later = AFTER_EVENT.into_iter().map(|after| last_event + after).find(|at| *at > begun);
+                    list_at = later.unwrap_or(begun + LIST_EVERY);
                 }
                 _ = ping.tick() => {
                     match timeout(PING, engine.ping()).await {

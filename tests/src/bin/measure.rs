@@ -40,7 +40,10 @@ fn show(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let (p50, p95) = (percentile(&times, 0.5), percentile(&times, 0.95));
     let (least, most) = (percentile(&times, 0.0), percentile(&times, 1.0));
-    println!("  {what}: p50 {p50:.2?}, p95 {p95:.2?} ({least:.2?}-{most:.2?}, n={})", times.len());
+    println!(
+        "  {what}: p50 {p50:.2?}, p95 {p95:.2?} ({least:.2?}-{most:.2?}, n={})",
+        times.len()
+    );
 }
 
 /// The image is on all hosts: from the request to the first 200 through a gateway.
@@ -51,10 +54,15 @@ async fn deploys(p: &Platform) -> Result<()> {
         let app = format!("first-{run}");
         let began = Instant::now();
         let body = deploy_body("1", &p.hello("1"), 2, json!({"memory_mb": 32}));
-        p.api.call("POST", &format!("/apps/{app}/deploy"), Some(&body)).await?.ok()?;
-        until("the first 200", Duration::from_secs(20), async || match p.visit(&app, "/").await {
-            Ok(answer) if answer.status == 200 => Ok(()),
-            other => Err(format!("{other:?}")),
+        p.api
+            .call("POST", &format!("/apps/{app}/deploy"), Some(&body))
+            .await?
+            .ok()?;
+        until("the first 200", Duration::from_secs(20), async || {
+            match p.visit(&app, "/").await {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
         })
         .await?;
         times.push(began.elapsed());
@@ -92,7 +100,9 @@ async fn rolls(p: &Platform) -> Result<()> {
     for run in 0..RUNS / 4 {
         let version = if run % 2 == 0 { "2" } else { "1" };
         let began = Instant::now();
-        p.api.deployed("rolling", version, &p.hello(version), 4, json!({})).await?;
+        p.api
+            .deployed("rolling", version, &p.hello(version), 4, json!({}))
+            .await?;
         times.push(began.elapsed());
         p.settled().await?;
     }
@@ -105,8 +115,15 @@ async fn rolls(p: &Platform) -> Result<()> {
 /// Resident memory of each role when nothing happens.
 async fn memory(p: &Platform) {
     for role in &p.roles {
-        let status = role.pid().await.and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
-        let rss = status.as_deref().unwrap_or_default().lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let status = role
+            .pid()
+            .await
+            .and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/status")).ok());
+        let rss = status
+            .as_deref()
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"));
         println!("  {} uses {} of memory", role.name, rss.unwrap_or("?").trim());
     }
 }
