@@ -28,6 +28,8 @@ stop_recorded "$work/registry.pid"
 
 if [ -e "$work/dockerd.pid" ]; then
     stop_recorded "$work/dockerd.pid" 20
+fi
+if [ -d $run ]; then
     # A killed engine leaves what it had mounted; the deepest goes first.
     awk -v run="$run/" -v work="$work/" 'index($2, run) == 1 || index($2, work) == 1 {print $2}' /proc/mounts | sort -r |
         while read -r mount; do as_root umount -l "$mount" || true; done
