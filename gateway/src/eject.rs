@@ -36,7 +36,7 @@ pub(crate) struct Endpoint {
     failures: AtomicU32,
     /// Milliseconds since [`Clock::start`] until which it is left out; 0: it is not.
     until: AtomicU64,
-    /// A request tries it after its time was over.
+    /// A connect tries it after its time was over.
     probing: AtomicBool,
 }
 
@@ -61,7 +61,7 @@ impl Clock {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
     Ready,
-    /// Its time is over: one request may try it.
+    /// Its time is over: a connect of the gateway's own may try it.
     Probe,
     LeftOut,
 }
@@ -144,6 +144,13 @@ impl Endpoint {
         time
     }
 
+    /// A probe has connected: requests may come again. Only an answer makes its failures forgotten, since an accepted
+    /// connection proves little.
+    pub(crate) fn connected(&self) {
+        self.probing.store(false, Ordering::Relaxed);
+        self.until.store(0, Ordering::Relaxed);
+    }
+
     /// It answered.
     pub(crate) fn worked(&self) {
         if self.until.load(Ordering::Relaxed) != 0 || self.failures.load(Ordering::Relaxed) != 0 {
@@ -206,7 +213,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_failure_leaves_it_out_then_one_request_probes() {
+    fn a_failure_leaves_it_out_until_a_probe_connects() {
         let clock = Clock::new();
         let e = endpoint();
         let now = Instant::now();
@@ -220,8 +227,12 @@ pub(crate) mod tests {
         assert!(e.claim_probe(clock, later, Duration::from_secs(1)));
         assert!(!e.claim_probe(clock, later, Duration::from_secs(1)));
         assert_eq!(e.failed(clock, later), Duration::from_secs(2), "a failed probe doubles");
-        e.worked();
+        let later = later + Duration::from_millis(2_100);
+        assert!(e.claim_probe(clock, later, Duration::from_secs(1)));
+        e.connected();
         assert_eq!(e.state(clock, later), State::Ready);
+        assert_eq!(e.failures(), 2, "a connect is no answer");
+        e.worked();
         assert_eq!(e.failures(), 0);
     }
 

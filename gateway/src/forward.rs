@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use crate::answer::{self, Reason};
 use crate::body::{Progress, RequestBody, ResponseBody};
 use crate::client::{Client, Phase};
+use crate::eject::Endpoint;
 use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
 use crate::pool::Sender;
@@ -251,7 +252,8 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
     let mut now = flight.started;
 
     let result = loop {
-        let Some(entered) = app.pick(version.as_deref(), &tried, worker.shared.clock, now) else {
+        let probe = |endpoint: &Arc<Endpoint>| probe(&worker, endpoint, app.settings.connect);
+        let Some(entered) = app.pick(version.as_deref(), &tried, worker.shared.clock, now, probe) else {
             // Withdrawn since the table was read? Then there is a newer one.
             match worker.app(app.shared.id.as_str()) {
                 Some(newer) if !Arc::ptr_eq(&newer, &app) => {
@@ -353,6 +355,19 @@ fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, n
         }
     }
     flight.leave();
+}
+
+/// Finds out beside the requests whether an endpoint whose time is over can be connected to again.
+fn probe(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, within: Duration) {
+    let (worker, endpoint) = (Rc::clone(worker), Arc::clone(endpoint));
+    tokio::task::spawn_local(async move {
+        match tokio::time::timeout(within, TcpStream::connect(endpoint.address)).await {
+            Ok(Ok(_)) => endpoint.connected(),
+            _ => {
+                endpoint.failed(worker.shared.clock, Instant::now());
+            }
+        }
+    });
 }
 
 /// Why the request's body ended the request, if it did. Never the endpoint's fault.

@@ -128,7 +128,17 @@ impl App {
     ///
     /// First choice: in turn over those that are not left out. When all are left out they are all tried (failing open:
     /// a gateway that is wrong about health must not make an outage of it). Last: one whose kept connection was stale.
-    pub(crate) fn pick(&self, version: Option<&str>, tried: &Tried, clock: Clock, now: Instant) -> Option<Entered> {
+    ///
+    /// `probe` is called for an endpoint whose time is over: it stays left out until the probe has connected, so that
+    /// no request ever waits for a host that is still gone.
+    pub(crate) fn pick(
+        &self,
+        version: Option<&str>,
+        tried: &Tried,
+        clock: Clock,
+        now: Instant,
+        mut probe: impl FnMut(&Arc<Endpoint>),
+    ) -> Option<Entered> {
         let n = self.endpoints.len();
         if n == 0 {
             return None;
@@ -145,13 +155,14 @@ impl App {
             if !tried.is_empty() && tried.has(endpoint.id) {
                 continue;
             }
-            let usable = match endpoint.state(clock, now) {
-                State::Ready => true,
-                State::Probe => endpoint.claim_probe(clock, now, self.settings.connect),
-                State::LeftOut => false,
-            };
-            if usable && let Some(entered) = endpoint.enter() {
-                return Some(entered);
+            match endpoint.state(clock, now) {
+                State::Ready => {
+                    if let Some(entered) = endpoint.enter() {
+                        return Some(entered);
+                    }
+                }
+                State::Probe if endpoint.claim_probe(clock, now, self.settings.connect) => probe(endpoint),
+                State::Probe | State::LeftOut => {}
             }
         }
         in_turn()
@@ -253,7 +264,7 @@ mod tests {
         let app = app(&["1", "1", "1"]);
         let (clock, now) = (Clock::new(), Instant::now());
         let got: Vec<_> = (0..6)
-            .map(|_| port(app.pick(None, &Tried::default(), clock, now).as_ref()))
+            .map(|_| port(app.pick(None, &Tried::default(), clock, now, |_| {}).as_ref()))
             .collect();
         assert_eq!(got[..3], got[3..]);
         let mut sorted = got[..3].to_vec();
@@ -267,11 +278,11 @@ mod tests {
         let (clock, now) = (Clock::new(), Instant::now());
         for _ in 0..5 {
             assert_eq!(
-                port(app.pick(Some("rc2"), &Tried::default(), clock, now).as_ref()),
+                port(app.pick(Some("rc2"), &Tried::default(), clock, now, |_| {}).as_ref()),
                 Some(2_001)
             );
         }
-        assert!(app.pick(Some("3"), &Tried::default(), clock, now).is_none());
+        assert!(app.pick(Some("3"), &Tried::default(), clock, now, |_| {}).is_none());
     }
 
     #[test]
@@ -281,18 +292,18 @@ mod tests {
         app.endpoints[0].failed(clock, now);
         for _ in 0..4 {
             assert_eq!(
-                port(app.pick(None, &Tried::default(), clock, now).as_ref()),
+                port(app.pick(None, &Tried::default(), clock, now, |_| {}).as_ref()),
                 Some(2_001)
             );
         }
         app.endpoints[1].failed(clock, now);
         let mut tried = Tried::default();
-        let first = app.pick(None, &tried, clock, now).expect("fails open");
+        let first = app.pick(None, &tried, clock, now, |_| {}).expect("fails open");
         tried.add(first.endpoint().id, false);
-        let second = app.pick(None, &tried, clock, now).expect("the other");
+        let second = app.pick(None, &tried, clock, now, |_| {}).expect("the other");
         assert_ne!(first.endpoint().id, second.endpoint().id);
         tried.add(second.endpoint().id, false);
-        assert!(app.pick(None, &tried, clock, now).is_none(), "never twice");
+        assert!(app.pick(None, &tried, clock, now, |_| {}).is_none(), "never twice");
     }
 
     #[test]
@@ -302,9 +313,9 @@ mod tests {
         let mut tried = Tried::default();
         let id = app.endpoints[0].id;
         tried.add(id, true);
-        assert!(app.pick(None, &tried, clock, now).is_some());
+        assert!(app.pick(None, &tried, clock, now, |_| {}).is_some());
         tried.add(id, false);
-        assert!(app.pick(None, &tried, clock, now).is_none());
+        assert!(app.pick(None, &tried, clock, now, |_| {}).is_none());
     }
 
     #[test]
