@@ -10,7 +10,7 @@ use crate::config::{Log, LogFormat};
 use crate::exit::Failure;
 
 /// Libraries that say too much at `info`.
-const QUIET: &str = ",sqlx=warn,zookeeper_client=warn,hyper=warn,bollard=warn";
+const QUIET: &str = ",sqlx=warn,zookeeper_client=warn,hyper=warn";
 /// Threads of the runtime beside the gateway's own workers.
 const THREADS: usize = 2;
 
@@ -21,6 +21,8 @@ pub(crate) fn start_log(log: &Log) -> Result<(), Failure> {
         _ => EnvFilter::try_new(format!("{}{QUIET}", log.level)),
     };
     let filter = filter.map_err(|e| Failure::usage(format!("log.level = {:?}: {e}", log.level)))?;
+    // At debug it writes whole requests to engines, and with them the tenants' environment.
+    let filter = filter.add_directive("bollard=info".parse().expect("a valid, literal directive"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
