@@ -77,19 +77,19 @@ if ! recorded_pid "$work/caas.pid" >/dev/null; then
     gateway=$(free_port "$(cat "$work/gateway.port" 2>/dev/null || echo 8080)")
     api=$(free_port "$(cat "$work/api.port" 2>/dev/null || echo 8090)")
     gateway_admin=$(free_port 9090)
-    setsid "$caas" up --data "$work/caas" --listen "127.0.0.1:$gateway" --api-listen "127.0.0.1:$api" \
+    setsid "$caas" up --data "$work/data" --listen "127.0.0.1:$gateway" --api-listen "127.0.0.1:$api" \
         --gateway-admin "127.0.0.1:$gateway_admin" --registry-sync-admin "127.0.0.1:$(free_port $((gateway_admin + 1)))" \
         --engine "unix://$socket" --default-registry "$registry" >>"$work/caas.log" 2>&1 </dev/null &
     remember "$work/caas.pid" $!
     echo "$gateway" >"$work/gateway.port"
     echo "$api" >"$work/api.port"
     echo "$binary" >"$work/caas.binary"
-    ready() { curl -fs -H "Authorization: Bearer $(cat "$work/caas/admin.token")" "http://127.0.0.1:$api/api/v1/apps"; }
+    ready() { curl -fs -H "Authorization: Bearer $(cat "$work/data/admin.token")" "http://127.0.0.1:$api/api/v1/apps"; }
     wait_for 20 ready || die "caas did not start; its log is $work/caas.log."
 fi
 gateway=$(cat "$work/gateway.port")
 export CAAS_ADDR=http://127.0.0.1:$(cat "$work/api.port")
-CAAS_TOKEN=$(cat "$work/caas/admin.token")
+CAAS_TOKEN=$(cat "$work/data/admin.token")
 export CAAS_TOKEN
 
 # --- a tenant pushes two versions of an app ---
@@ -121,7 +121,7 @@ cat <<EOF
 
 The app:          $url   (both instances answer in turn)
 The API:          $CAAS_ADDR/api/v1   (described at $CAAS_ADDR/openapi.json)
-The admin token:  $work/caas/admin.token
+The admin token:  $work/data/admin.token
 Took $(($(date +%s) - began)) s. 'make demo-down' takes everything away again. Next, try:
 
   ${caas#"$root"/} scale hello 4

@@ -1,5 +1,7 @@
 //! Images: how the image of a release is named, and to which digest its tag resolves. Nothing here pulls.
 
+use std::time::{Duration, Instant};
+
 use model::engine::EngineError;
 use model::store::{RegistryCredentials, Store, StoreError};
 use model::{AppId, Host, Schedulability, Version};
@@ -8,6 +10,9 @@ use crate::converge::Fleet;
 
 /// Most hosts that are asked for a digest before the answer is "can't be reached".
 const HOSTS_ASKED: usize = 3;
+/// After this time no further host is asked: what hangs through one host hangs through the others, and the caller's
+/// request ends after 30 s.
+const ENOUGH: Duration = Duration::from_secs(10);
 
 /// The image of `version` of `app`: the one given, else the previous release's repository with the new tag, else
 /// `{default_registry}/{app}:{version}`. An image without tag and digest gets the version as its tag.
@@ -85,8 +90,12 @@ pub(crate) async fn resolve(store: &dyn Store, fleet: &Fleet, image: &str) -> Re
     hosts.retain(|h| h.down_since.is_none());
     hosts.sort_by_key(|h| h.schedulability != Schedulability::Schedulable);
     let credentials = credentials_for(store, image).await?;
+    let began = Instant::now();
     let mut last = ResolveError::NoHost;
     for host in hosts.iter().take(HOSTS_ASKED) {
+        if began.elapsed() > ENOUGH {
+            break;
+        }
         let answer = match fleet.engine(host) {
             Ok(engine) => engine.image_digest(image, credentials.as_ref()).await,
             Err(error) => Err(error),

@@ -148,8 +148,13 @@ impl Api {
 
     /// Waits until an operation is final, asking a scheduler that lives.
     pub async fn finished(&self, id: &str, limit: Duration) -> Result<Value> {
+        self.finished_every(Duration::from_millis(50), id, limit).await
+    }
+
+    /// The same, asking only so often.
+    pub async fn finished_every(&self, poll: Duration, id: &str, limit: Duration) -> Result<Value> {
         let path = format!("/operations/{id}");
-        let (operation, _) = wait::until(&format!("end of operation {id}"), limit, async || {
+        let (operation, _) = wait::until_every(poll, &format!("end of operation {id}"), limit, async || {
             let operation = self.get(&path).await.map_err(|e| format!("{e:#}"))?;
             match operation["state"].as_str() {
                 Some("succeeded" | "failed" | "superseded") => Ok(operation),

@@ -1,7 +1,7 @@
 //! One Docker host: namespaces under one first process, with a real `dockerd` in them, and the faults that befall it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,10 @@ ip link set lo up
 touch "$2/booted"
 exec tini -- sleep infinity
 "#;
+
+/// Listens on all ports given as arguments that are free.
+const THIEF: &str = "for (@ARGV) { socket(my $s, PF_INET, SOCK_STREAM, 0) or die; \
+                     bind($s, sockaddr_in($_, INADDR_ANY)) or next; listen($s, 9); push @kept, $s } sleep";
 
 /// A Docker host.
 #[derive(Debug)]
@@ -281,25 +285,24 @@ impl Host {
         Ok(())
     }
 
-    /// Takes `port` of the host with a foreign listener; `None` gives it back.
-    pub async fn steal_port(&self, port: Option<u16>) -> Result<()> {
+    /// Takes those of `ports` that are free with a foreign listener; without any it gives back what it took.
+    pub async fn steal_ports(&self, ports: &[u16]) -> Result<()> {
         let init = self.init().await?;
         let mut running = self.running.lock().await;
         if let Some(thief) = running.thief.take() {
             thief.kill().await?;
         }
-        if let Some(port) = port {
-            let hello = self.dir.parent().unwrap_or(Path::new("/")).join("hello/hello");
-            let env = [("PORT".into(), port.to_string())];
-            let thief = Daemon::start("port thief", init, "mpuin", [hello], &env, &self.dir.join("thief.log")).await?;
-            let address = format!("{}:{port}", self.address);
-            thief
-                .ready(Duration::from_secs(5), async || {
-                    tokio::net::TcpStream::connect(&address).await.map(drop)
-                })
-                .await?;
-            running.thief = Some(thief);
-        }
+        let Some(last) = ports.last() else { return Ok(()) };
+        let args = ["perl", "-MSocket", "-e", THIEF].into_iter().map(str::to_owned);
+        let args = args.chain(ports.iter().map(ToString::to_string));
+        let thief = Daemon::start("port thief", init, "mpuin", args, &[], &self.dir.join("thief.log")).await?;
+        let address = format!("{}:{last}", self.address);
+        thief
+            .ready(Duration::from_secs(5), async || {
+                tokio::net::TcpStream::connect(&address).await.map(drop)
+            })
+            .await?;
+        running.thief = Some(thief);
         Ok(())
     }
 
@@ -340,7 +343,7 @@ impl Host {
         }
         self.cable(true).await?;
         self.control_line(true).await?;
-        self.steal_port(None).await?;
+        self.steal_ports(&[]).await?;
         if engine {
             self.freeze_dockerd(false).await
         } else {

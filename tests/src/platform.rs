@@ -90,10 +90,9 @@ impl Platform {
         let args = format!("up --config {config} --data {} --no-host --no-context", dir.display());
         let role = role(&fleet, &dir, "up", &args, token, (settings.api, "/healthz/ready"));
         role.up().await?;
-        let token = std::fs::read_to_string(dir.join("admin.token"))?;
         Ok(Self {
             mode: Mode::AllInOne,
-            api: Api::new(vec![settings.api], token.trim()),
+            api: Api::new(vec![settings.api], token),
             gateways: vec![settings.listen],
             admins: vec![settings.admin],
             db: Db::sqlite(&dir.join("caas.db")).await?,
@@ -175,15 +174,11 @@ impl Platform {
             .call("PUT", &format!("/registries/{}", registry.address), Some(&credentials))
             .await?
             .ok()?;
-        // Both shapes run on the same hosts: each has port numbers of its own.
-        let ports = match self.mode {
-            Mode::AllInOne => [20_000, 24_999],
-            Mode::Separate => [25_000, 29_999],
-        };
+        let (first, last) = self.ports();
         for host in &self.fleet.hosts {
             let body = json!({
                 "name": host.name, "address": host.address, "engine": host.engine, "memory_mb": HOST_MEMORY_MB,
-                "labels": {"number": &host.name[1..]}, "region": "test", "port_range": ports,
+                "labels": {"number": &host.name[1..]}, "region": "test", "port_range": [first, last],
             });
             self.api
                 .call("POST", "/hosts", Some(&body))
@@ -192,6 +187,14 @@ impl Platform {
                 .with_context(|| host.name.clone())?;
         }
         self.hosts_up().await
+    }
+
+    /// First and last host port. Both shapes run on the same hosts: each has numbers of its own.
+    pub fn ports(&self) -> (u16, u16) {
+        match self.mode {
+            Mode::AllInOne => (20_000, 20_499),
+            Mode::Separate => (25_000, 25_499),
+        }
     }
 
     /// Waits until all three hosts are up and may take instances.

@@ -13,16 +13,26 @@ const POLL: Duration = Duration::from_millis(20);
 pub async fn until<T, E: Debug>(
     what: &str,
     limit: Duration,
+    probe: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<(T, Duration)> {
+    until_every(POLL, what, limit, probe).await
+}
+
+/// The same with a time between two looks, where a look costs something.
+pub async fn until_every<T, E: Debug>(
+    poll: Duration,
+    what: &str,
+    limit: Duration,
     mut probe: impl AsyncFnMut() -> Result<T, E>,
 ) -> Result<(T, Duration)> {
     let began = Instant::now();
     loop {
-        let look = tokio::time::timeout(limit.saturating_sub(began.elapsed()).max(POLL), probe()).await;
+        let look = tokio::time::timeout(limit.saturating_sub(began.elapsed()).max(poll), probe()).await;
         match look {
             Ok(Ok(value)) => return Ok((value, began.elapsed())),
             Ok(Err(error)) if began.elapsed() >= limit => bail!("{what}: not within {limit:?}; last seen: {error:?}"),
             Err(_) => bail!("{what}: not within {limit:?}; the last look did not end"),
-            Ok(Err(_)) => tokio::time::sleep(POLL).await,
+            Ok(Err(_)) => tokio::time::sleep(poll).await,
         }
     }
 }

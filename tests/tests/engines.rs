@@ -37,26 +37,24 @@ async fn a_host_loses_power_under_load(p: &Platform) -> Result<()> {
     let (first, _) = until("a replacement of the lost instance", Duration::from_secs(40), replaced).await?;
     load.flows(100).await?;
     let report = load.end().await;
-    let unused = report
+    let waited = report
         .samples
         .iter()
-        .filter(|s| s.took > Duration::from_millis(800))
-        .map(|s| s.at + s.took)
+        .filter(|s| s.took > e2e::load::SLOW)
+        .map(|s| s.at.saturating_sub(at))
         .max();
-    let unused = unused.unwrap_or(at).saturating_sub(at);
     eprintln!(
-        "power cut: endpoint unused after {unused:.1?}, replaced after {:.1?}; {}",
+        "power cut: last slow request sent after {:.1?}, replaced after {:.1?}; {}",
+        waited.unwrap_or_default(),
         first - at,
         report.line()
     );
-    // A request may wait once for the dead host (connect time-out 1 s) and is then answered by another; none fails.
+    // None fails; only the few that try the dead host wait for its connect time-out of 1 s and are then answered elsewhere.
     let failed = report.failed();
     expect(failed.is_empty(), || {
         format!("{} failed: {:?}", failed.len(), &failed[..failed.len().min(5)])
     })?;
-    expect(unused <= Duration::from_secs(6), || {
-        format!("its endpoint was in use for {unused:?}")
-    })?;
+    expect(report.slow() <= 20, || format!("{} slow requests", report.slow()))?;
     expect(first - at <= Duration::from_secs(25), || {
         format!("replaced only after {:?}", first - at)
     })?;
@@ -175,27 +173,27 @@ async fn a_cut_control_line_moves_nothing(p: &Platform) -> Result<()> {
 }
 
 async fn a_stolen_port_is_passed_over(p: &Platform) -> Result<()> {
-    let spec = json!({"memory_mb": SMALL, "placement": {"labels": {"number": "1"}}});
-    p.deploy_hello("ports", "1", 1, spec).await?;
-    let ports = async || -> Result<Vec<u16>> {
-        let instances = p.api.instances("ports").await?;
-        Ok(instances
-            .iter()
-            .filter_map(|i| u16::try_from(i["port"].as_u64()?).ok())
-            .collect())
-    };
-    // A stranger sits on the port that the host would lease next.
-    let stolen = ports().await?[0] + 1;
+    // A stranger sits on every other port of the host: of eight instances about four meet one at first.
+    let (first, last) = p.ports();
+    let stolen: Vec<u16> = (first..=last).step_by(2).collect();
     let host = p.fleet.host("h1");
-    host.steal_port(Some(stolen)).await?;
-    p.api
-        .done("POST", "/apps/ports/scale", Some(&json!({"instances": 6})))
-        .await?;
-    p.answers("ports", "1", 6).await?;
-    let leased = ports().await?;
-    expect(!leased.contains(&stolen), || format!("{leased:?} with {stolen} stolen"))?;
+    host.steal_ports(&stolen).await?;
+    let spec = json!({"memory_mb": SMALL, "placement": {"labels": {"number": "1"}}});
+    p.deploy_hello("ports", "1", 8, spec).await?;
+    let instances = p.api.instances("ports").await?;
+    let used: Vec<u64> = instances.iter().filter_map(|i| i["port"].as_u64()).collect();
+    expect(
+        used.len() == 8 && used.iter().all(|port| !port.is_multiple_of(2)),
+        || format!("{used:?}"),
+    )?;
+    let all = p.api.get("/instances?app=ports&all=true").await?;
+    let met = e2e::platform::list(&all)
+        .iter()
+        .filter(|i| i["failure"]["code"] == "port_taken")
+        .count();
+    expect(met > 0, || format!("no instance met a stolen port: {all}"))?;
     p.settled().await?;
-    host.steal_port(None).await
+    host.steal_ports(&[]).await
 }
 
 async fn a_drained_host_is_empty_and_nothing_fails(p: &Platform) -> Result<()> {
