@@ -4,6 +4,7 @@
 //! schedulers may run it at once, kept apart by claims for economy and by generations for correctness.
 
 mod apply;
+mod backoff;
 pub(crate) mod config;
 mod fleet;
 mod hands;

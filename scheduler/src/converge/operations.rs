@@ -11,7 +11,8 @@ use model::{
     Schedulability, Step, StepState, Timestamp,
 };
 
-use super::plan::{Decision, Shape, counts_as_failure};
+use super::backoff::counts_as_failure;
+use super::plan::{Decision, Shape};
 
 /// So many failures of the new release, and none that ever served, end an operation.
 const FAILURES_MOST: usize = 3;
