@@ -87,7 +87,8 @@ struct Sync<'a> {
     deps: &'a Deps,
     metrics: &'a Arc<Metrics>,
     watchers: Watchers,
-    releases: HashMap<(AppId, u32), Arc<Release>>,
+    /// By app, the app's birth (a new app may bear an old name), and number.
+    releases: HashMap<(AppId, Timestamp, u32), Arc<Release>>,
     published: Option<Published>,
     waiting: HashMap<InstanceId, Waiting>,
     passed_at: Option<Instant>,
@@ -201,25 +202,28 @@ impl<'a> Sync<'a> {
             .into_iter()
             .map(|h| (h.name, h.address))
             .collect();
-        self.load_releases(&instances).await?;
+        let births: Births<'_> = apps.iter().map(|app| (&app.id, app.created_at)).collect();
+        self.load_releases(&instances, &births).await?;
 
         let published = self.publish(&instances, &apps, &hosts).await;
         // Health is watched with or without the registry.
-        let targets = self.targets(&instances, &hosts);
+        let targets = self.targets(&instances, &hosts, &births);
         self.watchers.set(targets);
-        self.await_gateways(&instances, &hosts);
+        self.await_gateways(&instances, &hosts, &births);
         self.last_pass = begun.elapsed();
         self.passed_at = Some(Instant::now());
         self.metrics.passes.observe(self.last_pass.as_secs_f64());
         published
     }
 
-    async fn load_releases(&mut self, instances: &[Instance]) -> Result<(), Trouble> {
+    async fn load_releases(&mut self, instances: &[Instance], births: &Births<'_>) -> Result<(), Trouble> {
         if self.releases.len() > RELEASES_KEPT {
             self.releases.clear();
         }
         for instance in instances {
-            let key = (instance.app.clone(), instance.release);
+            let Some(key) = release_key(instance, births) else {
+                continue;
+            };
             if self.releases.contains_key(&key) {
                 continue;
             }
@@ -285,10 +289,19 @@ impl<'a> Sync<'a> {
         Ok(())
     }
 
-    fn targets(&self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>) -> HashMap<InstanceId, Target> {
+    fn release_of(&self, instance: &Instance, births: &Births<'_>) -> Option<&Arc<Release>> {
+        self.releases.get(&release_key(instance, births)?)
+    }
+
+    fn targets(
+        &self,
+        instances: &[Instance],
+        hosts: &HashMap<HostName, IpAddr>,
+        births: &Births<'_>,
+    ) -> HashMap<InstanceId, Target> {
         let mut targets = HashMap::new();
         for instance in instances.iter().filter(|i| is_watched(i.state)) {
-            let Some(release) = self.releases.get(&(instance.app.clone(), instance.release)) else {
+            let Some(release) = self.release_of(instance, births) else {
                 continue;
             };
             let Some(address) = hosts.get(&instance.host) else {
@@ -311,7 +324,7 @@ impl<'a> Sync<'a> {
     }
 
     /// Notes whom the gateways have to take up or let go.
-    fn await_gateways(&mut self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>) {
+    fn await_gateways(&mut self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>, births: &Births<'_>) {
         let Some(published) = &self.published else { return };
         let mut waiting = HashMap::new();
         for instance in instances {
@@ -323,8 +336,7 @@ impl<'a> Sync<'a> {
                 InstanceState::Running if instance.routed_at.is_none() && in_registry => Awaited::Routed,
                 InstanceState::Draining if !in_registry => {
                     let timeout = self
-                        .releases
-                        .get(&(instance.app.clone(), instance.release))
+                        .release_of(instance, births)
                         .map_or(Duration::ZERO, |r| Duration::from_secs(r.spec.drain_timeout_s.into()));
                     match &instance.container {
                         Some(container) => Awaited::Drained {
@@ -369,7 +381,7 @@ impl<'a> Sync<'a> {
             }
         }
         for id in done {
-            let Some(w) = self.waiting.remove(&id) else { continue };
+            let Some(w) = self.waiting.get_mut(&id) else { continue };
             let change = match w.instance.state {
                 InstanceState::Draining => InstanceChange::Drained,
                 _ => InstanceChange::Routed,
@@ -382,13 +394,28 @@ impl<'a> Sync<'a> {
             {
                 Outcome::Updated(row) => {
                     tracing::debug!(app = %row.app, instance = %row.id, ?change, "confirmed by the gateways");
+                    self.waiting.remove(&id);
+                }
+                // Something else of the row has changed: what is waited for goes on as it is.
+                Outcome::Conflict(row) if row.state == w.instance.state && row.routed_at == w.instance.routed_at => {
+                    w.instance = row;
                 }
                 // The next pass sees what it is now.
-                Outcome::Conflict(_) | Outcome::NotFound => {}
+                Outcome::Conflict(_) | Outcome::NotFound => {
+                    self.waiting.remove(&id);
+                }
             }
         }
         Ok(())
     }
+}
+
+/// When each app was made.
+type Births<'a> = HashMap<&'a AppId, Timestamp>;
+
+fn release_key(instance: &Instance, births: &Births<'_>) -> Option<(AppId, Timestamp, u32)> {
+    let born = births.get(&instance.app)?;
+    Some((instance.app.clone(), *born, instance.release))
 }
 
 /// Applies a written change to what is known of the registry.

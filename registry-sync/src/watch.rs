@@ -11,6 +11,7 @@ use model::store::{InstanceStore, Outcome};
 use model::{HealthCheck, Instance, InstanceId, InstanceState, Timestamp};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::health::{self, History};
 use crate::metrics::Metrics;
@@ -100,6 +101,7 @@ impl Task {
     async fn run(mut self) {
         let mut history = History::default();
         let mut target = self.receiver.borrow_and_update().clone();
+        let mut proved = Instant::now();
         loop {
             let pace = health::pace(target.instance.state, &target.check, &history, rand::random());
             tokio::select! {
@@ -111,15 +113,18 @@ impl Task {
                     if next.instance.generation >= target.instance.generation {
                         if next.instance.started_at != target.instance.started_at {
                             history = History::default();
+                            proved = Instant::now();
                         }
                         target = next;
                     }
-                    // Another pace may apply; what is overdue by it is probed at once.
+                    // Another pace may apply, counted from the last proof: whoever changes often (an app that beats) does
+                    // not put off the next one.
                     continue;
                 }
-                () = tokio::time::sleep(pace) => {}
+                () = tokio::time::sleep_until(proved + pace) => {}
             }
             let proof = self.prove(&mut target).await;
+            proved = Instant::now();
             let now = Timestamp::now();
             history.push(&proof, now);
             self.metrics.probed(&proof);

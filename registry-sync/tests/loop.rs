@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use backends::registry::MemoryRegistry;
 use model::operation::{OperationKind, OperationState};
 use model::registry::{Acknowledgement, RegistryReader as _, RegistryRevision, RegistrySnapshot, RegistryWriter as _};
-use model::spec::OnFailure;
+use model::spec::{OnFailure, ProbeKind};
 use model::store::{Expected, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
 use model::{
     App, AppConfig, AppId, AppStatus, ContainerId, EventKind, FailureCode, Generation, Host, Instance, InstanceChange,
@@ -182,6 +182,35 @@ impl Bed {
         outcome.updated().expect("nobody else is writing")
     }
 
+    /// As the API does when the app reports: whoever else moves the row meanwhile, the beat is noted.
+    async fn beat(&self, id: &InstanceId) {
+        loop {
+            let row = self.store.instance_fetch(id).await.expect("reads").expect("exists");
+            let outcome = self
+                .store
+                .instance_update(&row, &InstanceChange::Heartbeat, Timestamp::now())
+                .await
+                .expect("it may beat in any state in which it has a container");
+            if outcome.updated().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Beats several times a second until the row is as wanted.
+    async fn beat_until(&self, id: &InstanceId, what: &str, holds: impl Fn(&Instance) -> bool) -> Instance {
+        let beating = async {
+            loop {
+                self.beat(id).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            row = self.wait(id, what, holds) => row,
+            () = beating => unreachable!("beats have no end"),
+        }
+    }
+
     async fn wait(&self, id: &InstanceId, what: &str, holds: impl Fn(&Instance) -> bool) -> Instance {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
@@ -316,6 +345,68 @@ async fn an_unhealthy_instance_fails_by_policy_and_one_that_never_answers_after_
         .await;
     assert_eq!(mute.failure.expect("why").code, FailureCode::NeverReady);
     bed.wait_published("nothing", |s| s.endpoints.is_empty()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_app_that_reports_by_itself_serves_as_long_as_it_beats() {
+    let bed = Bed::start().await;
+    let mut spec = quick();
+    spec.health.kind = ProbeKind::Heartbeat;
+    spec.health.heartbeat_timeout_s = 1;
+    spec.on_failure = OnFailure::None;
+    let stays = bed.app("stays", spec.clone()).await;
+    let instance = bed.instance(&stays.id, "c1").await;
+    spec.on_failure = OnFailure::Replace;
+    spec.health.grace_s = 1;
+    let goes = bed.app("goes", spec).await;
+    let mute = bed.instance(&goes.id, "c2").await;
+    let mute = bed
+        .wait(&mute.id, "never ready", |i| i.state == InstanceState::Failed)
+        .await;
+    let failure = mute.failure.expect("why");
+    assert_eq!(failure.code, FailureCode::NeverReady);
+    assert!(
+        failure.probes.iter().all(|p| p.ends_with("no heartbeat yet")),
+        "{failure:?}"
+    );
+    let row = bed.wait(&instance.id, "there", |_| true).await;
+    assert_eq!(row.state, InstanceState::Starting, "no beat came yet");
+
+    let began = Instant::now();
+    bed.beat_until(&instance.id, "routed", |i| i.routed_at.is_some()).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(5),
+        "beats hold up the look at them"
+    );
+    bed.wait_published("the endpoint", |s| s.endpoints.len() == 1).await;
+    // Many times its time-out, during which it beats.
+    let began = Instant::now();
+    bed.beat_until(&instance.id, "3 s", |i| {
+        assert_eq!(i.state, InstanceState::Running, "{i:?}");
+        began.elapsed() > Duration::from_secs(3)
+    })
+    .await;
+
+    let silent = bed
+        .wait(&instance.id, "unhealthy", |i| i.state == InstanceState::Unhealthy)
+        .await;
+    let failure = silent.failure.expect("why");
+    assert!(
+        failure.probes.last().expect("some").contains("last heartbeat at"),
+        "{failure:?}"
+    );
+    bed.wait_published("its withdrawal", |s| s.endpoints.is_empty()).await;
+    bed.beat_until(&instance.id, "routed again", |i| i.routed_at.is_some())
+        .await;
+    bed.wait_published("the endpoint again", |s| s.endpoints.len() == 1)
+        .await;
+
+    let instance = bed.instance(&goes.id, "c3").await;
+    bed.beat_until(&instance.id, "routed", |i| i.routed_at.is_some()).await;
+    let failed = bed
+        .wait(&instance.id, "failed", |i| i.state == InstanceState::Failed)
+        .await;
+    assert_eq!(failed.failure.expect("why").code, FailureCode::Unhealthy);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -69,7 +69,6 @@ struct Unanswered<T> {
     event: Option<(u64, i64)>,
     value: T,
     last: u64,
-    events: usize,
 }
 
 /// Where transactions run.
@@ -165,7 +164,7 @@ impl Transactions {
             if let Some(earlier) = unanswered.take()
                 && done
             {
-                self.revisions.committed(earlier.last, earlier.events);
+                self.revisions.committed(earlier.last);
                 return Ok(earlier.value);
             }
         }
@@ -194,7 +193,6 @@ impl Transactions {
             event: (!events.is_empty()).then_some((first, mark)),
             value,
             last,
-            events: events.len(),
         });
         if let Err(fault) = tx.commit().await {
             if !matches!(fault, Fault::Lost(_)) {
@@ -204,7 +202,7 @@ impl Transactions {
             return Err(fault);
         }
         if !events.is_empty() {
-            self.revisions.committed(last, events.len());
+            self.revisions.committed(last);
         }
         unanswered
             .take()

@@ -20,6 +20,8 @@ pub(crate) enum Filter {
     NotLabels,
     /// Has too little memory left.
     Memory,
+    /// Carries so much CPU weight already that an instance would get next to nothing when all are busy.
+    Cpu,
     /// Every port of its range is leased.
     Port,
     /// Already runs an instance of an app that wants one per host.
@@ -48,6 +50,9 @@ pub(super) fn refusal(host: &Host, tally: &Tally, request: &Request<'_>) -> Opti
     if free_memory(host, tally) < request.spec.memory_mb {
         return Some(Filter::Memory);
     }
+    if free_cpu_weight(host, tally).is_some_and(|free| free < request.spec.cpu_weight) {
+        return Some(Filter::Cpu);
+    }
     let (first, last) = host.port_range;
     let ports = u32::from(last.saturating_sub(first)) + 1;
     if last < first || tally.ports >= ports || tally.no_port {
@@ -72,6 +77,23 @@ pub(super) fn refusal(host: &Host, tally: &Tally, request: &Request<'_>) -> Opti
 /// Memory in MiB that is neither reserved nor promised by an earlier pick of the same look at the store.
 pub(super) fn free_memory(host: &Host, tally: &Tally) -> u32 {
     host.free_memory_mb().saturating_sub(tally.promised_memory_mb)
+}
+
+/// How many times over a host's cores may be promised. Docker's CPU weights only share out what is contended, and
+/// most instances idle most of the time, so that a weight is no capacity; but at 32 instances of the default weight
+/// per core each is left with 3 % of one when all are busy.
+const CPU_OVERCOMMIT: u64 = 32;
+/// CPU weight of one core: Docker's default weight.
+const WEIGHT_PER_CORE: u64 = 1024;
+
+/// CPU weight that can still be promised; `None` when the host's cores are not known.
+fn free_cpu_weight(host: &Host, tally: &Tally) -> Option<u32> {
+    if host.cpu_millis == 0 {
+        return None;
+    }
+    let all = u64::from(host.cpu_millis) * WEIGHT_PER_CORE * CPU_OVERCOMMIT / 1000;
+    let taken = u64::from(host.reserved_cpu_weight) + u64::from(tally.promised_cpu_weight);
+    Some(u32::try_from(all.saturating_sub(taken)).unwrap_or(u32::MAX))
 }
 
 /// Why `filter` refused `hosts` (one or more), for a person.
@@ -115,6 +137,10 @@ pub(super) fn sentence(filter: Filter, hosts: &[&Host], request: &Request<'_>) -
         Filter::Labels => format!("labels: {n} {noun} {lacks} {}", list(&placement.labels)),
         Filter::NotLabels => format!("not_labels: {n} {noun} {has} one of {}", list(&placement.not_labels)),
         Filter::Memory => format!("memory: {n} {noun} {has} less than {} MiB free", request.spec.memory_mb),
+        Filter::Cpu => format!(
+            "cpu: {n} {noun} {has} less than {} of CPU weight left",
+            request.spec.cpu_weight
+        ),
         Filter::Port => format!("port: {n} {noun} {has} no free port in the range"),
         Filter::OnePerHost => format!("one_per_host: {n} {noun} already {runs} an instance"),
         Filter::MaxPerHost => format!(

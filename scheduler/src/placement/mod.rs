@@ -36,6 +36,8 @@ pub(crate) struct Tally {
     starting: u32,
     /// Memory promised by picks that the host's row does not show yet, MiB.
     promised_memory_mb: u32,
+    /// CPU weight promised likewise.
+    promised_cpu_weight: u32,
     /// Per app: live instances, and all whose container may run.
     apps: HashMap<AppId, (u32, u32)>,
 }
@@ -76,11 +78,12 @@ impl Census {
         self.hosts.entry(host.clone()).or_default().no_port = true;
     }
 
-    fn promise(&mut self, host: &HostName, app: &AppId, memory_mb: u32) {
+    fn promise(&mut self, host: &HostName, app: &AppId, spec: &ReleaseSpec) {
         let tally = self.hosts.entry(host.clone()).or_default();
         tally.ports += 1;
         tally.starting += 1;
-        tally.promised_memory_mb = tally.promised_memory_mb.saturating_add(memory_mb);
+        tally.promised_memory_mb = tally.promised_memory_mb.saturating_add(spec.memory_mb);
+        tally.promised_cpu_weight = tally.promised_cpu_weight.saturating_add(spec.cpu_weight);
         let counts = tally.apps.entry(app.clone()).or_default();
         counts.0 += 1;
         counts.1 += 1;
@@ -255,7 +258,7 @@ pub(crate) fn choose(
             return (picks, Some(explain_request(request, hosts, census)));
         };
         let host = host.clone();
-        census.promise(&host, request.app, request.spec.memory_mb);
+        census.promise(&host, request.app, request.spec);
         picks.push(host);
     }
     (picks, None)

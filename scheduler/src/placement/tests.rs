@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// `name memory reserved [key=value | cordoned | draining | down | used=N | cpu=N | ports=N]…`
+/// `name memory reserved [key=value | cordoned | draining | down | used=N | cpu=N | weight=N | ports=N]…`
 fn host(text: &str) -> Host {
     let mut words = text.split_whitespace();
     let name = words.next().expect("a name").parse().expect("valid");
@@ -32,6 +32,7 @@ fn host(text: &str) -> Host {
     for word in words {
         match word.split_once('=') {
             Some(("used", n)) => host.used_cpu_millis = n.parse().expect("a number"),
+            Some(("weight", n)) => host.reserved_cpu_weight = n.parse().expect("a number"),
             Some(("cpu", n)) => host.cpu_millis = n.parse().expect("a number"),
             Some(("ports", n)) => host.port_range = (20_000, 19_999 + n.parse::<u16>().expect("a number")),
             Some((key, value)) => {
@@ -305,6 +306,12 @@ fn refusals_are_counted_and_explained() {
             &["a 500 0"],
             &[],
             &["memory: 1 host has less than 512 MiB free"],
+        ),
+        (
+            "",
+            &["a 1000 0 cpu=1000 weight=31745", "b 1000 0 cpu=1000 weight=32768"],
+            &[],
+            &["cpu: 2 hosts have less than 1024 of CPU weight left"],
         ),
         (
             "",
