@@ -190,7 +190,8 @@ mod tests {
             "gateway --registry zk://127.0.0.1:2181 --domain test --listen 127.0.0.1:8080 --admin 127.0.0.1:9090 \
              --endpoint-cidr 127.0.0.0/8 --endpoint-cidr 10.0.0.0/8 --endpoint-ports 1024-65535",
             "gateway --registry file:/tmp/x.json --workers 2 --access-log stdout",
-            "scheduler --config caas.toml",
+            "up --api-listen 172.17.0.1:8090 --api-url http://172.17.0.1:8090",
+            "scheduler --config caas.toml --api-url http://10.0.0.1:8090",
             "registry-sync --store mysql://x --registry zk://y",
             "migrate --store sqlite:///tmp/x.db",
             "deploy hello:1 --port 8080 --instances 2 --memory 512M --cpu 512 --env A=1 --env B=2 --health tcp",

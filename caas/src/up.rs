@@ -54,6 +54,9 @@ pub(crate) struct UpArgs {
     /// host[:port] of the registry that is meant when a deploy names no image [default: 127.0.0.1:5000]
     #[arg(long, value_name = "HOST[:PORT]")]
     default_registry: Option<String>,
+    /// API address as containers reach it; given to them as CAAS_API, needed for heartbeats
+    #[arg(long, value_name = "URL")]
+    api_url: Option<String>,
     /// Do not write the context file, by which client verbs find this installation
     #[arg(long)]
     no_context: bool,
@@ -87,6 +90,7 @@ fn configuration(args: &UpArgs, data: &Path) -> Result<Config, Failure> {
     flags
         .set("scheduler.listen", args.api_listen)
         .set("scheduler.default_registry", args.default_registry.as_ref())
+        .set("scheduler.converge.api_url", args.api_url.as_ref())
         .set("gateway.admin", args.gateway_admin)
         .set("registry_sync.admin", args.registry_sync_admin);
     args.config.load(&defaults, &flags)

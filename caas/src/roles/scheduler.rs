@@ -28,6 +28,9 @@ pub(crate) struct SchedulerArgs {
     /// How an app is reached, such as http://{app}.apps.example.com/
     #[arg(long, value_name = "URL")]
     app_url: Option<String>,
+    /// API address as containers reach it; given to them as CAAS_API, needed for heartbeats
+    #[arg(long, value_name = "URL")]
+    api_url: Option<String>,
     /// Where the first admin token is written; else CAAS_ADMIN_TOKEN gives it
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
@@ -44,6 +47,7 @@ pub(crate) fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         .set("scheduler.listen", args.listen)
         .set("scheduler.default_registry", args.default_registry.as_ref())
         .set("scheduler.app_url", args.app_url.as_ref())
+        .set("scheduler.converge.api_url", args.api_url.as_ref())
         .set("scheduler.admin_token_file", args.admin_token_file.as_ref())
         .set("engine.tls_dir", args.tls_dir.as_ref());
     let config = args.config.load(&Overrides::default(), &flags)?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use axum::extract::State;
 use axum::response::Response;
+use model::spec::ProbeKind;
 use model::{AppConfig, AppId, AppStatus, ReleaseSpec, Timestamp, Version};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -128,6 +129,14 @@ async fn wanted(
     let (image, rest): (Vec<_>, Vec<_>) = spec.check().into_iter().partition(|e| e.field == "/image");
     ApiError::bad_fields(at, &image)?;
     ApiError::bad_fields("/spec", &rest)?;
+    if spec.health.kind == ProbeKind::Heartbeat && api.api_url.is_none() {
+        return Err(ApiError::new(
+            Code::InvalidSpec,
+            "heartbeats need an API address that containers reach: set scheduler.converge.api_url (flag --api-url of \
+             the scheduler), or choose another kind of health check",
+        )
+        .at("/spec/health/kind"));
+    }
     let config = merge::app_config(&config, request.config.as_ref(), "/config")?;
     ApiError::bad_fields("/config", &config.check())?;
     domains_are_free(api, id, &config, "/config").await?;

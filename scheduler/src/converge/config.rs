@@ -12,7 +12,8 @@ pub struct ConvergeConfig {
     /// work at once instead of waiting until its claims have run out (15 s). Empty (the default): the name of the
     /// machine with the port of the API.
     pub scheduler_id: String,
-    /// The API's URL as containers reach it, given to them as `CAAS_API`. Default: none.
+    /// The API's URL as containers reach it, given to them as `CAAS_API`. Default: none, and no app can be deployed
+    /// whose health check is `heartbeat`.
     pub api_url: Option<String>,
     /// Most seconds between two looks at everything, changes or not. 1-300, default 10.
     pub full_pass_s: u64,

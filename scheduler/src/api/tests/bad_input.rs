@@ -108,6 +108,29 @@ async fn bad_fields_are_named() {
 }
 
 #[tokio::test]
+async fn heartbeats_are_refused_where_no_container_could_send_them() {
+    let body = json!({"version": "1", "spec": {"health": {"kind": "heartbeat"}}});
+    let world = World::with_host().await;
+    let answer = world.deploy("hello", body.clone()).await.problem(400, "INVALID_SPEC");
+    assert!(
+        answer.body["detail"]
+            .as_str()
+            .unwrap()
+            .contains("scheduler.converge.api_url")
+    );
+    answer.field("/spec/health/kind");
+
+    let mut config = Config {
+        allow_fake_engines: true,
+        ..Config::default()
+    };
+    config.converge.api_url = Some("http://10.0.0.1:8090".into());
+    let world = World::with(config).await;
+    world.post("/hosts", &world.host("h1")).await.is(201);
+    world.deploy("hello", body).await.is(202);
+}
+
+#[tokio::test]
 async fn bodies_that_are_no_sound_json_are_refused() {
     let world = World::with_host().await;
     let deep = format!(
