@@ -10,6 +10,7 @@ mod fleet;
 mod hands;
 mod operations;
 mod plan;
+mod rollout;
 #[cfg(test)]
 mod tests;
 mod work;
