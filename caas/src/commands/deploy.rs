@@ -394,6 +394,27 @@ mod tests {
     }
 
     #[test]
+    fn the_example_file_is_sound_and_the_document_names_every_key() {
+        let file = parse_file(include_str!("../../../examples/hello/app.toml")).expect("sound");
+        let sent = request(&DeployArgs::default(), Some(file)).expect("sound");
+        assert_eq!((sent.app.as_str(), &sent.body["version"]), ("hello", &json!("1")));
+        let document = include_str!("../../../docs/app.md");
+        let mut keys = vec!["app".to_owned(), "version".into(), "instances".into(), "memory".into()];
+        let everything = [json!(ReleaseSpec::default()), json!(AppConfig::default())];
+        let mut left: Vec<&Value> = everything.iter().collect();
+        while let Some(value) = left.pop() {
+            for (key, inner) in value.as_object().into_iter().flatten() {
+                keys.push(key.clone());
+                left.push(inner);
+            }
+        }
+        for key in keys {
+            let named = [format!("| `{key}` |"), format!("[{key}]"), format!("[config.{key}]")];
+            assert!(named.iter().any(|n| document.contains(n)), "docs/app.md lacks {key}");
+        }
+    }
+
+    #[test]
     fn slips_of_the_pen_are_told() {
         for (text, word) in [
             ("memroy_mb = 5", "memroy_mb"),
