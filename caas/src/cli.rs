@@ -115,7 +115,7 @@ pub(crate) enum ClientCommand {
     Logs(logs::LogsArgs),
     /// Show what happened
     Events(events::EventsArgs),
-    /// Replace an app's instances by fresh ones, or restart one instance in place
+    /// Replace an app's instances by fresh ones, or drain one instance and start a fresh one for it
     Restart(apps::RestartArgs),
     /// Stop all instances of an app; its releases and domains stay
     Stop(apps::VerbArgs),
