@@ -172,7 +172,7 @@ pub struct Placement {
     pub one_per_host: bool,
     /// Only hosts that already run an instance of this app.
     pub together_with: Option<AppId>,
-    /// Only hosts that run no instance of this app.
+    /// Only hosts that run no instance of this app; another one than in `together_with`.
     pub apart_from: Option<AppId>,
 }
 
@@ -240,13 +240,13 @@ pub enum Balance {
 pub struct Limits {
     /// Client networks that are refused (403).
     pub deny: Vec<IpNet>,
-    /// Requests per second of one client address; 0: no limit.
+    /// Requests per second of one client address. 0-1,000,000, 0: no limit.
     pub requests_per_second_per_client: u32,
-    /// Requests per second of the whole app; 0: no limit.
+    /// Requests per second of the whole app. 0-1,000,000, 0: no limit.
     pub requests_per_second: u32,
-    /// Largest request body in bytes; 0: the gateway's default (100 MiB).
+    /// Largest request body in bytes. 0-1,099,511,627,776 (1 TiB), 0: the gateway's default (100 MiB).
     pub max_body_bytes: u64,
-    /// Most requests under way at once; 0: the gateway's default.
+    /// Most requests under way at once. 0-1,000,000, 0: the gateway's default.
     pub max_in_flight: u32,
 }
 
@@ -254,11 +254,11 @@ pub struct Limits {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Timeouts {
-    /// Milliseconds to connect to an endpoint. Default 1,000.
+    /// Milliseconds to connect to an endpoint. 0-60,000, default 1,000.
     pub connect_ms: u32,
-    /// Seconds from the sent request to the head of the answer. Default 60.
+    /// Seconds from the sent request to the head of the answer. 0-86,400, default 60.
     pub response_s: u32,
-    /// Seconds without a byte in either direction of a body or tunnel. Default 60 (tunnels 3,600).
+    /// Seconds without a byte in either direction of a body or tunnel. 0-86,400, default 60 (tunnels 3,600).
     pub idle_s: u32,
 }
 
@@ -276,7 +276,8 @@ pub fn parse_app_version(text: &str) -> Result<(AppId, Version), SpecError> {
     Ok((app, version))
 }
 
-fn within(errors: &mut Vec<SpecError>, field: &str, value: u32, least: u32, most: u32) {
+fn within(errors: &mut Vec<SpecError>, field: &str, value: impl Into<u64>, least: u64, most: u64) {
+    let value = value.into();
     if !(least..=most).contains(&value) {
         errors.push(SpecError::new(
             field,
@@ -299,7 +300,7 @@ impl ReleaseSpec {
                 ),
             ));
         }
-        within(e, "/port", self.port.into(), 1, 65_535);
+        within(e, "/port", self.port, 1, 65_535);
         within(e, "/memory_mb", self.memory_mb, 6, 1_048_576);
         within(e, "/cpu_weight", self.cpu_weight, 2, 262_144);
         within(e, "/pids_limit", self.pids_limit, 1, 100_000);
@@ -373,6 +374,16 @@ impl ReleaseSpec {
                 e.push(SpecError::new(field, message));
             }
         }
+        if let Some(app) = p
+            .together_with
+            .as_ref()
+            .filter(|app| p.apart_from.as_ref() == Some(*app))
+        {
+            e.push(SpecError::new(
+                "/placement/apart_from",
+                format!("{app} is also in together_with: no host could ever fit, so leave one of them out"),
+            ));
+        }
         errors
     }
 }
@@ -395,6 +406,15 @@ impl AppConfig {
         if self.limits.deny.len() > 1_000 {
             errors.push(SpecError::new("/limits/deny", "at most 1,000 networks"));
         }
+        let (e, l, t) = (&mut errors, &self.limits, &self.timeouts);
+        let per_client = l.requests_per_second_per_client;
+        within(e, "/limits/requests_per_second_per_client", per_client, 0, 1_000_000);
+        within(e, "/limits/requests_per_second", l.requests_per_second, 0, 1_000_000);
+        within(e, "/limits/max_body_bytes", l.max_body_bytes, 0, 1 << 40);
+        within(e, "/limits/max_in_flight", l.max_in_flight, 0, 1_000_000);
+        within(e, "/timeouts/connect_ms", t.connect_ms, 0, 60_000);
+        within(e, "/timeouts/response_s", t.response_s, 0, 86_400);
+        within(e, "/timeouts/idle_s", t.idle_s, 0, 86_400);
         errors
     }
 }
@@ -517,6 +537,59 @@ mod tests {
                 "/env/OK",
                 "/health/path",
                 "/update"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_app_can_not_be_both_sought_and_shunned() {
+        let mut spec = sound();
+        spec.placement.together_with = Some("db".parse().unwrap());
+        spec.placement.apart_from = Some("other".parse().unwrap());
+        assert_eq!(spec.check(), []);
+        spec.placement.apart_from = spec.placement.together_with.clone();
+        let errors = spec.check();
+        assert_eq!(errors.len(), 1);
+        assert_eq!(errors[0].field, "/placement/apart_from");
+    }
+
+    #[test]
+    fn limits_and_time_outs_of_an_app_are_bounded() {
+        let most = AppConfig {
+            limits: Limits {
+                requests_per_second_per_client: 1_000_000,
+                requests_per_second: 1_000_000,
+                max_body_bytes: 1 << 40,
+                max_in_flight: 1_000_000,
+                ..Limits::default()
+            },
+            timeouts: Timeouts {
+                connect_ms: 60_000,
+                response_s: 86_400,
+                idle_s: 86_400,
+            },
+            ..AppConfig::default()
+        };
+        assert_eq!(most.check(), []);
+        let mut beyond = most;
+        beyond.limits.requests_per_second_per_client += 1;
+        beyond.limits.requests_per_second += 1;
+        beyond.limits.max_body_bytes += 1;
+        beyond.limits.max_in_flight += 1;
+        beyond.timeouts.connect_ms += 1;
+        beyond.timeouts.response_s += 1;
+        beyond.timeouts.idle_s += 1;
+        let fields: Vec<String> = beyond.check().into_iter().map(|e| e.field).collect();
+        assert_eq!(
+            fields,
+            [
+                "/limits/requests_per_second_per_client",
+                "/limits/requests_per_second",
+                "/limits/max_body_bytes",
+                "/limits/max_in_flight",
+                "/timeouts/connect_ms",
+                "/timeouts/response_s",
+                "/timeouts/idle_s",
             ]
         );
     }
