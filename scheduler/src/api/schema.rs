@@ -285,19 +285,25 @@ pub(super) enum Balance {
 pub(super) struct Limits {
     /// Client networks that are refused.
     deny: Option<Vec<String>>,
+    #[schema(minimum = 0, maximum = 1000000)]
     requests_per_second_per_client: Option<u32>,
+    #[schema(minimum = 0, maximum = 1000000)]
     requests_per_second: Option<u32>,
-    /// Largest request body.
+    /// Largest request body in bytes, at most 1 TiB.
     max_body_bytes: Option<u64>,
     /// Most requests under way at once.
+    #[schema(minimum = 0, maximum = 1000000)]
     max_in_flight: Option<u32>,
 }
 
 /// Time-outs at each gateway; 0 means the gateway's default.
 #[derive(ToSchema)]
 pub(super) struct Timeouts {
+    #[schema(minimum = 0, maximum = 60000)]
     connect_ms: Option<u32>,
+    #[schema(minimum = 0, maximum = 86400)]
     response_s: Option<u32>,
+    #[schema(minimum = 0, maximum = 86400)]
     idle_s: Option<u32>,
 }
 
