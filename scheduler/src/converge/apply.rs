@@ -124,10 +124,8 @@ impl Context {
             Err(error) => return self.again_later(instance, "opening the engine", &error),
         };
         let image = release.pinned_image();
-        let credentials = match self.store.credentials_list().await {
-            Ok(all) => all
-                .into_iter()
-                .find(|c| image.split('/').next() == Some(c.registry.as_str())),
+        let credentials = match crate::image::credentials_for(&*self.store, &image).await {
+            Ok(credentials) => credentials,
             Err(_) => return self.retries.later(&instance.id, Timestamp::now()),
         };
         let pulled = engine
@@ -415,9 +413,9 @@ impl Context {
         self.change(instance, &InstanceChange::Lost(failure)).await;
     }
 
-    /// A move that needs no engine.
-    pub(crate) async fn simply(&self, instance: &Instance, change: &InstanceChange) {
-        self.change(instance, change).await;
+    /// A move that needs no engine; whether it was made.
+    pub(crate) async fn simply(&self, instance: &Instance, change: &InstanceChange) -> bool {
+        self.change(instance, change).await.is_some()
     }
 }
 

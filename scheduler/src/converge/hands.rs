@@ -49,6 +49,11 @@ impl<K: Eq + Hash + Clone> Hands<K> {
         })
     }
 
+    /// Whether work on `key` has ended since the last look began.
+    pub(crate) fn has_ended(&self, key: &K) -> bool {
+        lock(&self.0).ended.contains(key)
+    }
+
     /// To be called before each look at the store: what ended before it is free again. What is still in hand.
     pub(crate) fn before_look(&self) -> HashSet<K> {
         let mut state = lock(&self.0);

@@ -23,7 +23,7 @@ use model::engine::Container;
 use model::store::{InstanceFilter, Revision, Store, StoreError};
 use model::{
     App, AppId, Host, HostName, Instance, InstanceId, InstanceState, Operation, OperationKind, PlatformId, Release,
-    Timestamp,
+    Schedulability, Timestamp,
 };
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -88,6 +88,8 @@ struct Context {
     platform: PlatformId,
     /// By which name apps are claimed.
     holder: String,
+    /// When this process began.
+    began: Timestamp,
     apps: Hands<AppId>,
     instances: Hands<InstanceId>,
     /// Apps that were passed over since their last work had not ended.
@@ -118,6 +120,8 @@ struct Snapshot {
     in_hand: HashSet<InstanceId>,
     tokens: HashSet<InstanceId>,
     frozen: bool,
+    /// When this process began to look.
+    began: Timestamp,
 }
 
 /// One app's part of a look.
@@ -157,6 +161,7 @@ pub(crate) async fn run(
         metrics: Arc::clone(&metrics),
         platform: platform.clone(),
         holder,
+        began: Timestamp::now(),
         apps: Hands::default(),
         instances: Hands::default(),
         missed: Mutex::default(),
@@ -292,13 +297,19 @@ impl Context {
         }
         self.count(&host_list, &instances);
 
-        let down = host_list.iter().filter(|h| h.down_since.is_some()).count();
-        let frozen = down > (host_list.len() / 4).max(1);
+        // Hosts that the operator drains are acknowledged as going.
+        let kept = || {
+            host_list
+                .iter()
+                .filter(|h| h.schedulability != Schedulability::Draining)
+        };
+        let (down, hosts) = (kept().filter(|h| h.down_since.is_some()).count(), kept().count());
+        let frozen = down > (hosts / 4).max(1);
         if frozen {
             error!(
                 down,
-                hosts = host_list.len(),
-                "so many hosts are down that no instance is given up for lost"
+                hosts,
+                "so many hosts are down that no instance is given up for lost; drain those that are gone for good"
             );
         }
         let mut census = Census::of(&instances);
@@ -316,6 +327,7 @@ impl Context {
             in_hand,
             tokens: self.tokens.known(now),
             frozen,
+            began: self.began,
         });
 
         self.host_operations(&operations, &snapshot, &instances).await;
@@ -347,7 +359,7 @@ impl Context {
                 app,
             };
             if busy_apps.contains(&job.app.id) {
-                lock(&self.missed).insert(job.app.id.clone());
+                self.miss(job.app.id);
             } else if self.worth_a_task(&job, &snapshot) {
                 self.begin(job, &snapshot);
             }

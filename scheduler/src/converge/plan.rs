@@ -41,8 +41,11 @@ pub(crate) struct Facts<'a> {
     pub in_hand: &'a HashSet<InstanceId>,
     /// Placed instances whose heartbeat token this process knows.
     pub tokens: &'a HashSet<InstanceId>,
-    /// So many hosts are down that the fault is more likely here: nothing is given up for lost.
+    /// So many hosts are down that the fault is more likely here: nothing is given up for lost, except on hosts that the
+    /// operator drains.
     pub frozen: bool,
+    /// Since when this process has been able to see the hosts.
+    pub began: Timestamp,
     /// Limits.
     pub config: &'a ConvergeConfig,
     /// The present.
@@ -176,18 +179,24 @@ fn host_is_gone(facts: &Facts<'_>, instance: &Instance, decision: &mut Decision)
         return true;
     };
     let Some(since) = host.down_since else { return false };
+    // The row is stale: it answers this process, which will say so.
+    if facts.observations.get(&host.name).is_some_and(|o| o.begun_at > since) {
+        return false;
+    }
     // Its probes still succeed: only the way to its engine is cut. It must not be replaced blindly.
     let patience = if instance.state == InstanceState::Running {
         facts.config.lost_though_healthy_after()
     } else {
         facts.config.lost_after()
     };
-    let at = since.plus(patience);
+    // However old the row is, this process must have waited itself: the host may be back since, and unnoticed.
+    let at = since.max(facts.began).plus(patience);
     if facts.now < at {
         decision.wake(at);
         return false;
     }
-    !facts.frozen
+    // A host that is being drained is gone by the operator's own word.
+    !facts.frozen || host.schedulability == Schedulability::Draining
 }
 
 /// Decides what has to be done.

@@ -21,14 +21,16 @@ pub(super) fn found<'a>(facts: &Facts<'a>, current: &mut Vec<&'a Instance>, desi
     }
 }
 
-/// A lost instance whose container was seen running after it was lost.
+/// A lost instance whose container was seen running after it was lost. One whose start was never noted is not taken back:
+/// its container goes, and another instance takes its place.
 fn still_runs(facts: &Facts<'_>, instance: &Instance) -> bool {
-    facts.observations.get(&instance.host).is_some_and(|o| {
-        o.begun_at > instance.changed_at
-            && o.containers
-                .get(&instance.id)
-                .is_some_and(|c| matches!(c.status, ContainerStatus::Running { .. }))
-    })
+    instance.container.is_some()
+        && facts.observations.get(&instance.host).is_some_and(|o| {
+            o.begun_at > instance.changed_at
+                && o.containers
+                    .get(&instance.id)
+                    .is_some_and(|c| matches!(c.status, ContainerStatus::Running { .. }))
+        })
 }
 
 /// Lost instances that nobody waits for any more.

@@ -2,11 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt as _;
 use model::spec::ReleaseSpec;
 use model::store::{AppSettle, InstanceFilter, Outcome, Pick, PlaceOutcome, Placing, RefusedBecause, StoreError};
-use model::{Host, HostName, Instance, InstanceChange, InstanceId, Operation, Release, Timestamp};
+use model::{AppId, Host, HostName, Instance, InstanceChange, InstanceId, Operation, Release, Timestamp};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
@@ -66,6 +67,7 @@ impl Context {
             in_hand: &snapshot.in_hand,
             tokens: &snapshot.tokens,
             frozen: snapshot.frozen,
+            began: snapshot.began,
             config: &self.config,
             now: snapshot.now,
         };
@@ -100,10 +102,18 @@ impl Context {
             || (self.claim_is_due(job, snapshot) && job.instances.iter().any(|i| snapshot.in_hand.contains(&i.id)))
     }
 
+    /// Notes that an app was passed over: its task looks again when it ends, or this does if it just has.
+    pub(super) fn miss(&self, app: AppId) {
+        lock(&self.missed).insert(app.clone());
+        if self.apps.has_ended(&app) {
+            self.fleet.changed.notify_one();
+        }
+    }
+
     /// Begins the work on an app in a task of its own.
     pub(super) fn begin(self: &Arc<Self>, job: Job, snapshot: &Arc<Snapshot>) {
         let Some(hold) = self.apps.take(&job.app.id) else {
-            lock(&self.missed).insert(job.app.id);
+            self.miss(job.app.id);
             return;
         };
         let (context, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
@@ -226,12 +236,18 @@ impl Context {
                 }
             }
         }
-        moved |= !simple.is_empty();
+        let any = AtomicBool::new(false);
         futures::stream::iter(simple)
-            .for_each_concurrent(WRITES_AT_ONCE, |(instance, change)| async move {
-                self.simply(instance, &change).await;
+            .for_each_concurrent(WRITES_AT_ONCE, |(instance, change)| {
+                let any = &any;
+                async move {
+                    if self.simply(instance, &change).await {
+                        any.store(true, Ordering::Relaxed);
+                    }
+                }
             })
             .await;
+        moved |= any.into_inner();
         let verdict = match &blocked {
             Some(_) => self.judge(job, spec, &decision, history.as_deref(), blocked.as_deref(), snapshot),
             None => verdict,

@@ -89,6 +89,7 @@ struct Monitor {
 impl Monitor {
     async fn run(self) {
         let mut last_answer = Timestamp::now();
+        let mut noted_down = false;
         loop {
             let error = match self.fleet.engine(&self.host) {
                 Ok(engine) => self.watch(&*engine, &mut last_answer).await,
@@ -98,7 +99,11 @@ impl Monitor {
             tracing::debug!(host = %self.host.name, %error, "the host's engine does not answer");
             if silent >= self.config.host_down_after() {
                 self.fleet.unobserve(&self.host.name);
-                self.note_down(last_answer, &error).await;
+                // Noted before, and up again: another scheduler reaches it, and its silence towards this one says little.
+                let since = if noted_down { Timestamp::now() } else { last_answer };
+                noted_down |= self.note_down(since, &error).await;
+            } else {
+                noted_down = false;
             }
             sleep(RETRY).await;
         }
@@ -198,12 +203,13 @@ impl Monitor {
         info!(host = %host.name, "the host answers again");
     }
 
-    async fn note_down(&self, last_answer: Timestamp, error: &EngineError) {
+    /// Notes that the host is down since `since`, unless somebody has; whether it did.
+    async fn note_down(&self, since: Timestamp, error: &EngineError) -> bool {
         let Ok(Some(host)) = self.fleet.store.host_fetch(&self.host.name).await else {
-            return;
+            return false;
         };
         if host.down_since.is_some() {
-            return;
+            return false;
         }
         let event = NewEvent::new(
             EventKind::Host,
@@ -211,8 +217,9 @@ impl Monitor {
             format!("host {} is down: {error}", host.name),
         )
         .about_host(&host.name);
-        self.update(&host, &HostChange::Down(last_answer), &event).await;
+        self.update(&host, &HostChange::Down(since), &event).await;
         warn!(host = %host.name, %error, "the host is down");
+        true
     }
 
     /// Conflicts and errors need no answer: the next round sees what is so then.

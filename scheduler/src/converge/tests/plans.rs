@@ -109,6 +109,7 @@ impl Sim {
             in_hand: &HashSet::new(),
             tokens: &self.instances.iter().map(|i| i.id.clone()).collect(),
             frozen: false,
+            began: Timestamp::default(),
             config: &self.config,
             now: self.now,
         })
@@ -469,6 +470,7 @@ fn what_another_process_placed_is_given_back_unless_it_was_made() {
             in_hand: &HashSet::new(),
             tokens: &HashSet::new(),
             frozen: false,
+            began: Timestamp::default(),
             config: &sim.config,
             now: sim.now,
         })
@@ -478,5 +480,85 @@ fn what_another_process_placed_is_given_back_unless_it_was_made() {
     assert_eq!(
         decide(&sim, false),
         [Action::Abandon(id.clone()), Action::Place { count: 1, only: None }]
+    );
+}
+
+#[test]
+fn a_lost_instance_whose_start_was_never_noted_is_not_taken_back() {
+    let mut world = Sim::new(1, Update::default());
+    let host: HostName = "a".parse().expect("valid");
+    world.place(&host);
+    let id = world.instances[0].id.clone();
+    let gone = Failure::new(FailureCode::HostLost, "host a does not answer");
+    world.change(&id, &InstanceChange::Lost(gone));
+    assert!(world.instances[0].container.is_none());
+    // The launch had happened all the same: the host is back, and the container runs.
+    world.now = world.now.plus(Duration::from_secs(60));
+    let container = Container {
+        id: "c1".parse().expect("valid"),
+        instance: id.clone(),
+        app: world.app.id.clone(),
+        status: ContainerStatus::Running {
+            started_at: Timestamp::default(),
+        },
+    };
+    world.containers.insert(id.clone(), container);
+    let decision = world.decide();
+    assert!(!decision.actions.contains(&Action::Find(id.clone())), "{decision:?}");
+    assert!(
+        decision.actions.iter().any(|a| matches!(a, Action::Place { .. })),
+        "{decision:?}"
+    );
+}
+
+#[test]
+fn an_old_row_alone_makes_no_host_gone() {
+    let mut world = Sim::new(1, Update::default());
+    let host: HostName = "a".parse().expect("valid");
+    world.place(&host);
+    let id = world.instances[0].id.clone();
+    let loses = |world: &Sim, answers: bool, began: Timestamp, frozen: bool| {
+        let observation = Arc::new(Observation {
+            begun_at: world.now,
+            containers: HashMap::new(),
+        });
+        let observations = if answers {
+            HashMap::from([(host.clone(), observation)])
+        } else {
+            HashMap::new()
+        };
+        let decision = plan(&Facts {
+            app: &world.app,
+            spec: Some(&world.spec),
+            instances: &world.instances,
+            history: Some(&[]),
+            failures_since: Timestamp::default(),
+            hosts: &world.hosts,
+            observations: &observations,
+            belongs_on: &HashSet::new(),
+            in_hand: &HashSet::new(),
+            tokens: &HashSet::new(),
+            frozen,
+            began,
+            config: &world.config,
+            now: world.now,
+        });
+        decision.actions.contains(&Action::Lose(id.clone()))
+    };
+    let down_since = world.now;
+    world.hosts.get_mut(&host).expect("known").down_since = Some(down_since);
+    world.now = world.now.plus(Duration::from_secs(3_600));
+    let long_ago = Timestamp::default();
+    assert!(loses(&world, false, long_ago, false));
+    assert!(!loses(&world, true, long_ago, false), "it answers this process");
+    assert!(
+        !loses(&world, false, world.now, false),
+        "this process has just begun to look"
+    );
+    assert!(!loses(&world, false, long_ago, true), "so many are down");
+    world.hosts.get_mut(&host).expect("known").schedulability = Schedulability::Draining;
+    assert!(
+        loses(&world, false, long_ago, true),
+        "the operator says that it is going"
     );
 }
