@@ -6,6 +6,8 @@ COPY . .
 RUN cargo build --release --locked -p caas
 
 FROM debian:bookworm-slim
+# For https:// addresses of the API.
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /src/target/release/caas /usr/local/bin/caas
 # A scheduler that uses the host's Docker socket needs to run as root, or in the socket's group.
 USER 65534:65534

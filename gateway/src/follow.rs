@@ -450,6 +450,9 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
         }
     }
     acknowledging.abort();
+    if let Some(file) = file {
+        file.finish(&shared).await;
+    }
 }
 
 /// Tells the writer, at most every 20 ms, and again until it has heard.

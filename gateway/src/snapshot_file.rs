@@ -65,6 +65,20 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Writes what is not written yet: the last act of a gateway that is stopped.
+    pub(crate) async fn finish(mut self, shared: &Shared) {
+        if let Some(writing) = self.writing.take() {
+            let _ = writing.await;
+        }
+        self.next = Instant::now();
+        self.keep(shared, false, self.next);
+        if let Some(writing) = self.writing.take() {
+            let _ = writing.await;
+        }
+    }
+}
+
 fn write(path: &Path, table: &Table, revision: RegistryRevision) -> std::io::Result<()> {
     let mut file = SnapshotFile {
         revision,

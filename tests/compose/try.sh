@@ -31,8 +31,12 @@ mkdir -p /run/mysqld
 if [ ! -d $data ]; then
     mariadb-install-db --no-defaults --user=root --datadir=$data --auth-root-authentication-method=normal >/dev/null
 fi
-echo "create database if not exists caas; create user if not exists 'caas'@'%' identified by '$1';
-grant all on caas.* to 'caas'@'%';" >/tmp/init.sql
+# One statement per line.
+cat >/tmp/init.sql <<SQL
+create database if not exists caas;
+create user if not exists 'caas'@'%' identified by '$1';
+grant all on caas.* to 'caas'@'%';
+SQL
 exec mariadbd --no-defaults --user=root --datadir=$data --bind-address=0.0.0.0 --skip-name-resolve --init-file=/tmp/init.sql
 EOF
     chmod +x "$dir/etc/local/mariadb.sh"
