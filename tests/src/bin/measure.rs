@@ -13,6 +13,8 @@ use serde_json::json;
 
 /// Measurements of each kind.
 const RUNS: usize = 20;
+/// Containers of one app that are killed one after the other: with more, its replacements would rightly wait.
+const KILLS: usize = 8;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -77,7 +79,7 @@ async fn kills(p: &Platform) -> Result<()> {
     let load = p.load("killed", 200);
     load.flows(200).await?;
     let mut times = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..KILLS {
         let (host, container) = p.containers("killed").await?.remove(0);
         let at = load.began.elapsed();
         p.fleet.host(&host).kill_container(&container.id).await?;
