@@ -359,7 +359,7 @@ impl Context {
                 app,
             };
             if busy_apps.contains(&job.app.id) {
-                self.miss(job.app.id);
+                self.miss(&job.app.id);
             } else if self.worth_a_task(&job, &snapshot) {
                 self.begin(job, &snapshot);
             }

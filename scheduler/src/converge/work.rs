@@ -103,9 +103,9 @@ impl Context {
     }
 
     /// Notes that an app was passed over: its task looks again when it ends, or this does if it just has.
-    pub(super) fn miss(&self, app: AppId) {
+    pub(super) fn miss(&self, app: &AppId) {
         lock(&self.missed).insert(app.clone());
-        if self.apps.has_ended(&app) {
+        if self.apps.has_ended(app) {
             self.fleet.changed.notify_one();
         }
     }
@@ -113,7 +113,7 @@ impl Context {
     /// Begins the work on an app in a task of its own.
     pub(super) fn begin(self: &Arc<Self>, job: Job, snapshot: &Arc<Snapshot>) {
         let Some(hold) = self.apps.take(&job.app.id) else {
-            self.miss(job.app.id);
+            self.miss(&job.app.id);
             return;
         };
         let (context, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
