@@ -99,6 +99,10 @@ pub(super) async fn fetch(api: &Api, id: &AppId) -> Result<App, ApiError> {
 #[utoipa::path(delete, path = "/api/v1/apps/{app}", tag = "apps", params(ChangeQuery, ChangeHeaders),
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn remove(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
+    // First of all: the app may be gone by the first request that bore this key.
+    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+        return commit::answer(&api, &call, operation, None).await;
+    }
     let app = fetch(&api, &id).await?;
     if app.status == AppStatus::Removing
         && let Some(operation) = &app.operation

@@ -59,8 +59,8 @@ impl Look {
                     .await?
                     .filter(|o| !o.state.is_final());
             }
-            settled = app.release != 0
-                && (app.previous_release == app.release || succeeded(api, app).await?.contains(&app.release));
+            // Not merely an operation that succeeded: with no instance wanted it does so without ever having served.
+            settled = app.release != 0 && app.previous_release == app.release;
         }
         Ok(Self { app, open, settled })
     }

@@ -76,14 +76,15 @@ pub(super) async fn restart(
 ) -> Result<Response, ApiError> {
     let mut instance = fetch(&api, &id).await?;
     let app = instance.app.clone();
+    // Before the condition: the first request that bore this key has changed the instance.
+    if let Some(operation) = commit::replayed(&api, &call, &app).await? {
+        return commit::answer(&api, &call, operation, None).await;
+    }
     if call.if_match.is_some_and(|wanted| wanted != instance.generation) {
         return Err(ApiError::stale(&format!("instance {id}"), instance.generation));
     }
     // The condition was on the instance; the app is only told.
     call.if_match = None;
-    if let Some(operation) = commit::replayed(&api, &call, &app).await? {
-        return commit::answer(&api, &call, operation, None).await;
-    }
     if call.dry_run {
         return commit::change(&api, &call, &app, &Change::Replace(id)).await;
     }
