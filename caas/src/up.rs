@@ -355,11 +355,14 @@ async fn welcome(what: Welcome, places: Places, stop: CancellationToken) {
 
 /// How often the API is asked while it starts.
 const STARTING: Duration = Duration::from_millis(30);
+/// The token is written before the API is ready: without it by then, it will not come.
+const TOKEN_PATIENCE: Duration = Duration::from_secs(5);
 
 async fn wait_for_api(places: &Places) -> Result<Client, Failure> {
     let address = places.api_url();
     let ready = format!("{address}/healthz/ready");
     let token_file = places.token_file.clone();
+    let mut ready_since = None;
     loop {
         let token = token_file
             .as_deref()
@@ -372,8 +375,20 @@ async fn wait_for_api(places: &Places) -> Result<Client, Failure> {
                 .map_or_else(String::new, |t| format!("token from {}", t.display())),
             token,
         })?;
-        if matches!(client.probe(&ready).await, Ok((status, _)) if status.is_success()) && client.has_token() {
-            return Ok(client);
+        if matches!(client.probe(&ready).await, Ok((status, _)) if status.is_success()) {
+            if client.has_token() {
+                return Ok(client);
+            }
+            let since = *ready_since.get_or_insert_with(tokio::time::Instant::now);
+            if since.elapsed() > TOKEN_PATIENCE {
+                let file = token_file
+                    .as_deref()
+                    .unwrap_or_else(|| std::path::Path::new("admin.token"));
+                return Err(Failure::error(format!(
+                    "the API is ready, but {} holds no token: put the admin token there, or give it as CAAS_TOKEN",
+                    file.display()
+                )));
+            }
         }
         tokio::time::sleep(STARTING).await;
     }

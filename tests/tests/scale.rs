@@ -37,9 +37,11 @@ async fn placement(fleet: Arc<Fleet>) -> Result<()> {
     for number in 0..SCHEDULERS {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         addresses.push(listener.local_addr()?);
-        let mut config = scheduler::Config::default();
-        config.allow_fake_engines = true;
-        config.admin_token_file = Some(token_file.clone());
+        let mut config = scheduler::Config {
+            allow_fake_engines: true,
+            admin_token_file: Some(token_file.clone()),
+            ..scheduler::Config::default()
+        };
         config.converge.scheduler_id = format!("scale-{number}");
         let store = backends::store::open(&url).await?;
         let deps = scheduler::Deps {
