@@ -86,6 +86,10 @@ if ! recorded_pid "$work/caas.pid" >/dev/null; then
     echo "$binary" >"$work/caas.binary"
     ready() { curl -fs -H "Authorization: Bearer $(cat "$work/data/admin.token")" "http://127.0.0.1:$api/api/v1/apps"; }
     wait_for 20 ready || die "caas did not start; its log is $work/caas.log."
+    # Which containers are ours: demo-down removes those, whatever becomes of the rest of this script.
+    wait_for 10 grep -q 'convergence begins platform=' "$work/caas.log" || true
+    sed -n 's/.*convergence begins platform=\([a-z0-9-]*\).*/\1/p' "$work/caas.log" | tail -1 >"$work/platform"
+    [ -s "$work/platform" ] || die "caas did not say which installation it is; its log is $work/caas.log."
 fi
 gateway=$(cat "$work/gateway.port")
 export CAAS_ADDR=http://127.0.0.1:$(cat "$work/api.port")
@@ -112,11 +116,6 @@ both() {
 wait_for 10 both || die "Not both instances answer at $url; see '$caas ps' and $work/caas.log."
 call
 call
-# Which containers are ours, for demo-down.
-instance=$(call -D - -o /dev/null | tr -d '\r' | sed -n 's/^x-instance: //ip')
-id=$(docker ps -q --filter "label=caas.instance=$instance")
-docker inspect --format '{{index .Config.Labels "caas.platform"}}' "$id" >"$work/platform"
-
 cat <<EOF
 
 The app:          $url   (both instances answer in turn)
