@@ -182,8 +182,10 @@ pub(super) async fn waiting_ends_with_a_change((store, other): Handles) {
     assert!(took_here < Duration::from_millis(500), "here: {took_here:?}");
     assert!(took_there < Duration::from_secs(1), "there: {took_there:?}");
 
-    let (still, _) = wait(&*store, new_here, 300).await;
-    assert_eq!(still, new_here, "its own change does not wake it twice");
+    // Its own change may be seen once more from outside, never again.
+    let (settled, _) = wait(&*store, new_here, 500).await;
+    let (still, _) = wait(&*store, settled, 300).await;
+    assert_eq!(still, settled, "its own change does not wake it for ever");
     let row = store
         .host_fetch(&host_name("h1"))
         .await
@@ -194,13 +196,13 @@ pub(super) async fn waiting_ends_with_a_change((store, other): Handles) {
         .await
         .expect("an answer");
     assert!(matches!(measured, Outcome::Updated(_)));
-    let (still, _) = wait(&*store, new_here, 200).await;
-    assert_eq!(still, new_here, "a measurement wakes nobody");
+    let (still, _) = wait(&*store, settled, 200).await;
+    assert_eq!(still, settled, "a measurement wakes nobody");
 
     let (app, _) = committed(&*store, &deploy("hello")).await;
     placed(&*store, &app.id, vec![pick("h1", 10)], T).await;
-    let (newest, took) = wait(&*store, new_here, 10_000).await;
-    assert!(newest > new_here);
+    let (newest, took) = wait(&*store, settled, 10_000).await;
+    assert!(newest > settled);
     assert!(
         took < Duration::from_millis(500),
         "changed before the wait began: {took:?}"
