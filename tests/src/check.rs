@@ -6,9 +6,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 use sqlx::mysql::MySqlPoolOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 
+use crate::load;
 use crate::platform::{Mode, Platform};
 use crate::wait;
 use crate::zk::Zk;
@@ -241,6 +243,22 @@ impl Platform {
             let published = Zk::connect(self.fleet.zookeeper.ports[0]).await?.addresses().await?;
             if published != routes {
                 problems.push(format!("ZooKeeper holds {published:?}, running are {routes:?}"));
+            }
+        }
+        // Gateways: their route tables hold exactly those.
+        let expected: BTreeSet<&String> = routes.values().collect();
+        for admin in &self.admins {
+            let table = load::get(&self.http, *admin, "localhost", "/routes")
+                .await
+                .map_err(anyhow::Error::msg)?;
+            let table: Value = serde_json::from_str(&table.body)?;
+            let listed = table["routes"].as_array().into_iter().flatten();
+            let endpoints = listed.flat_map(|route| route["endpoints"].as_array().cloned().unwrap_or_default());
+            let routed: BTreeSet<String> = endpoints
+                .filter_map(|e| Some(e["address"].as_str()?.to_owned()))
+                .collect();
+            if routed.iter().collect::<BTreeSet<_>>() != expected {
+                problems.push(format!("gateway {admin} routes to {routed:?}, running are {routes:?}"));
             }
         }
         Ok(problems)

@@ -242,6 +242,9 @@ impl Host {
     /// Power cut: everything on it is gone at once, connections just fall silent.
     pub async fn power_cut(&self) -> Result<()> {
         let init = self.init().await?;
+        // The cable goes first: dying processes would still say goodbye to their peers, which a dead machine does not.
+        let keeper = self.keeper_init.to_string();
+        process::run("nsenter", ["-t", &keeper, "-n", "ip", "link", "del", &self.name]).await?;
         let mut running = self.running.lock().await;
         if let Some(dockerd) = &running.dockerd {
             dockerd.signal(Signal::CONT);

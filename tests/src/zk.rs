@@ -22,6 +22,11 @@ pub struct Zk {
 impl Zk {
     /// Opens a session with the server at 127.0.0.1:`port`.
     pub async fn connect(port: u16) -> Result<Self> {
+        // A server that takes part in an election accepts connections and says nothing.
+        tokio::time::timeout(Duration::from_secs(2), Self::open(port)).await?
+    }
+
+    async fn open(port: u16) -> Result<Self> {
         let mut zk = Self {
             stream: TcpStream::connect(("127.0.0.1", port)).await?,
             xid: 0,

@@ -49,12 +49,18 @@ async fn a_host_loses_power_under_load(p: &Platform) -> Result<()> {
         first - at,
         report.line()
     );
-    // None fails; only the few that try the dead host wait for its connect time-out of 1 s and are then answered elsewhere.
-    let failed = report.failed();
-    expect(failed.is_empty(), || {
-        format!("{} failed: {:?}", failed.len(), &failed[..failed.len().min(5)])
+    // What goes to the dead host on connections that were open already, before it is known to be dead, gets no answer; nothing
+    // that comes later fails or waits. Others wait once for the connect time-out of 1 s and are answered elsewhere.
+    let known = at + Duration::from_millis(1_500);
+    let (early, later): (Vec<_>, Vec<_>) = report.failed().into_iter().partition(|s| s.at < known);
+    expect(later.is_empty() && early.len() <= 8, || {
+        format!("failed: {early:?} and later {later:?}")
     })?;
-    expect(report.slow() <= 20, || format!("{} slow requests", report.slow()))?;
+    expect(report.slow() <= 80, || format!("{} slow requests", report.slow()))?;
+    let waited = waited.unwrap_or_default();
+    expect(waited <= Duration::from_secs(5), || {
+        format!("its endpoint was in use for {waited:?}")
+    })?;
     expect(first - at <= Duration::from_secs(25), || {
         format!("replaced only after {:?}", first - at)
     })?;

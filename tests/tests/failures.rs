@@ -149,7 +149,7 @@ async fn a_version_that_exits_at_once_fails_and_the_old_one_stays(p: &Platform) 
 
 async fn a_version_that_never_answers_fails_and_the_old_one_stays(p: &Platform) -> Result<()> {
     let health = json!({"grace_s": 3, "timeout_ms": 300});
-    let spec = json!({"env": {"MODE": "silent"}, "health": health, "update": {"deadline_s": 20}});
+    let spec = json!({"env": {"MODE": "silent"}, "health": health, "update": {"deadline_s": 10}});
     let operation = bad_version(p, "silent", spec, "never_ready").await?;
     let probes = operation["failure"]["probes"].as_array().cloned().unwrap_or_default();
     expect(!probes.is_empty(), || format!("no probe results: {operation:#}"))

@@ -6,6 +6,11 @@ use std::time::Duration;
 use anyhow::Result;
 use e2e::Platform;
 use e2e::api::deploy_body;
+use e2e::load::{self, Load};
+use e2e::platform::DOMAIN;
+use e2e::process;
+use e2e::proxy::Proxy;
+use e2e::roles::Role;
 use e2e::wait::{expect, throughout, until};
 use serde_json::json;
 
@@ -17,6 +22,7 @@ crate::support::with_separate_roles! {
     zookeeper_leader_killed_under_load,
     zookeeper_away_under_load,
     gateway_started_without_zookeeper,
+    slow_and_cut_line_to_zookeeper,
     database_away_under_load,
     registry_sync_killed_in_the_middle_of_a_deploy,
     gateway_killed_in_the_middle_of_a_deploy,
@@ -101,8 +107,64 @@ async fn gateway_started_without_zookeeper(p: &Platform) -> Result<()> {
     let served = p.answers_at(p.gateways[0], "cold", 2).await;
     p.fleet.zookeeper.up().await?;
     served?;
-    gateway.ready().await?;
+    until(
+        "the gateway follows ZooKeeper again",
+        Duration::from_secs(20),
+        async || {
+            let metrics = load::get(&p.http, p.admins[0], "localhost", "/metrics").await?;
+            let stale = metrics
+                .body
+                .lines()
+                .find(|line| line.starts_with("caas_gateway_registry_stale_seconds"));
+            if stale.is_some_and(|line| line.ends_with(" 0")) {
+                Ok(())
+            } else {
+                Err(format!("{stale:?}"))
+            }
+        },
+    )
+    .await?;
     p.settled().await
+}
+
+async fn slow_and_cut_line_to_zookeeper(p: &Platform) -> Result<()> {
+    let proxy = Proxy::start(([127, 0, 0, 1], p.fleet.zookeeper.ports[0]).into()).await?;
+    proxy.delay(Duration::from_millis(100));
+    let port = || process::free_port("127.0.0.1").map(|port| std::net::SocketAddr::from(([127, 0, 0, 1], port)));
+    let (listen, admin) = (port()?, port()?);
+    let args = format!(
+        "gateway --registry zk://{} --domain {DOMAIN} --listen {listen} --admin {admin}",
+        proxy.address
+    );
+    let args = args.split(' ').map(str::to_owned).collect();
+    let far = Role::new(
+        "gateway-far",
+        args,
+        Vec::new(),
+        (admin, "/ready"),
+        &p.dir,
+        p.fleet.keeper.init,
+    );
+    far.up().await?;
+    p.deploy_hello("far", "1", 2, json!({"memory_mb": SMALL})).await?;
+    p.answers_at(listen, "far", 2).await?;
+    let load = Load::start(&[listen], &p.domain("far"), 50);
+    load.flows(50).await?;
+    // Silently cut: it serves what it knows, and the others are not held up for long by its silence.
+    proxy.cut(true);
+    p.api
+        .done("POST", "/apps/far/scale", Some(&json!({"instances": 4})))
+        .await?;
+    throughout("serving behind a cut line", Duration::from_secs(3), async || {
+        load.so_far().flawless("meanwhile")
+    })
+    .await?;
+    proxy.cut(false);
+    p.answers_at(listen, "far", 4).await?;
+    load.end()
+        .await
+        .flawless("a line to ZooKeeper that is slow and then cut")?;
+    far.stop(Duration::from_secs(60)).await
 }
 
 async fn database_away_under_load(p: &Platform) -> Result<()> {
@@ -137,7 +199,7 @@ async fn killed_during_deploys(p: &Platform, app: &str, role: &str) -> Result<()
     p.deploy_hello(app, "1", 3, json!({"memory_mb": SMALL})).await?;
     let role = p.role(role);
     let others: Vec<_> = p.gateways[1..].to_vec();
-    let load = e2e::load::Load::start(&others, &p.domain(app), 100);
+    let load = Load::start(&others, &p.domain(app), 100);
     load.flows(50).await?;
     for (version, after_ms) in [("2", 100), ("1", 700)] {
         let body = deploy_body(version, &p.hello(version), 3, serde_json::Value::Null);
@@ -195,7 +257,7 @@ async fn everything_killed_and_started_again(p: &Platform) -> Result<()> {
     p.fleet.zookeeper.down().await?;
     p.fleet.mariadb.down().await?;
     futures::try_join!(p.fleet.zookeeper.up(), p.fleet.mariadb.up())?;
-    futures::future::try_join_all(p.roles.iter().map(e2e::roles::Role::up)).await?;
+    futures::future::try_join_all(p.roles.iter().map(Role::up)).await?;
     let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
     expect(operation["state"] == "succeeded", || format!("{operation:#}"))?;
     p.answers("all", "2", 5).await?;
