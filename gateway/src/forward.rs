@@ -275,7 +275,11 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
             rules.apply(again.headers_mut(), &client);
             next = Some(again);
         }
-        match once(flight, &worker, &client, &app, &mut next, &mut answer, only_new).await {
+        let how = How {
+            only_new,
+            repeatable: copy.is_some(),
+        };
+        match once(flight, &worker, &client, &app, &mut next, &mut answer, how).await {
             (Sent::Answer, sender) => {
                 flight.upstream = now.elapsed();
                 break accept(flight, answer.take(), sender, rules.upgrade);
@@ -379,6 +383,19 @@ fn body_failure(flight: &Flight) -> Option<Reason> {
     }
 }
 
+/// When so many connects failed while a request waits there, and it may be repeated, another endpoint is asked: a host that
+/// has lost power never says that it is gone.
+const GONE: u32 = 2;
+
+/// How a request is sent.
+#[derive(Clone, Copy)]
+struct How {
+    /// On a new connection, whatever is kept.
+    only_new: bool,
+    /// It may be sent again.
+    repeatable: bool,
+}
+
 /// One try at the endpoint that the flight holds. The sender comes back with an answer, and when it was a kept one.
 async fn once(
     flight: &Flight,
@@ -387,13 +404,13 @@ async fn once(
     app: &App,
     request: &mut Option<Request<RequestBody>>,
     answer: &mut Option<Response<Incoming>>,
-    only_new: bool,
+    how: How,
 ) -> (Sent, Option<Sender>) {
     let Some(entered) = flight.entered() else {
         return (Sent::Unsent, None);
     };
     let endpoint = entered.endpoint();
-    let kept = if only_new { None } else { worker.kept(endpoint.id) };
+    let kept = if how.only_new { None } else { worker.kept(endpoint.id) };
     let was_kept = kept.is_some();
     let mut sender = match kept {
         Some(sender) => {
@@ -408,6 +425,7 @@ async fn once(
     let Some(taken) = request.take() else {
         return (Sent::Lost, None);
     };
+    let failures = endpoint.failures();
     // Heads are large: they are put where they stay instead of being handed from frame to frame.
     let sent = {
         let mut sending = pin!(sender.try_send_request(taken));
@@ -425,6 +443,8 @@ async fn once(
                 None => Sent::Lost,
             }),
             Poll::Pending if client.expired.get() => Poll::Ready(Sent::Expired),
+            // The connection's timer looks here every now and then, as it does for `expired`.
+            Poll::Pending if how.repeatable && endpoint.failures() >= failures + GONE => Poll::Ready(Sent::Lost),
             Poll::Pending => Poll::Pending,
         })
         .await

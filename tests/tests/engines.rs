@@ -49,12 +49,11 @@ async fn a_host_loses_power_under_load(p: &Platform) -> Result<()> {
         first - at,
         report.line()
     );
-    // What goes to the dead host on connections that were open already, before it is known to be dead, gets no answer; nothing
-    // that comes later fails or waits. Others wait once for the connect time-out of 1 s and are answered elsewhere.
-    let known = at + Duration::from_millis(1_500);
-    let (early, later): (Vec<_>, Vec<_>) = report.failed().into_iter().partition(|s| s.at < known);
-    expect(later.is_empty() && early.len() <= 8, || {
-        format!("failed: {early:?} and later {later:?}")
+    // Requests wait once for the connect time-out of 1 s, those on connections that were open already until the host is known
+    // to be gone; then another instance answers them.
+    let failed = report.failed();
+    expect(failed.is_empty(), || {
+        format!("{} failed: {:?}", failed.len(), &failed[..failed.len().min(5)])
     })?;
     expect(report.slow() <= 80, || format!("{} slow requests", report.slow()))?;
     let waited = waited.unwrap_or_default();
