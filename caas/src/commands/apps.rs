@@ -50,9 +50,10 @@ impl AppDetail {
             .collect()
     }
 
-    /// `2 of 2 instances`: routed and wanted.
+    /// `2 of 2 instances`: routed and wanted. Those on their way out still get requests, but are no longer meant.
     pub(crate) fn routed(&self) -> String {
-        let routed = self.instances.iter().filter(|i| i.routed_at.is_some()).count();
+        let stays = |i: &&Instance| i.routed_at.is_some() && i.state.is_live();
+        let routed = self.instances.iter().filter(stays).count();
         format!("{routed} of {} instances routed", self.app.instances)
     }
 }
