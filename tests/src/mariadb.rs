@@ -23,10 +23,12 @@ impl MariaDb {
     /// Makes its folder and starts it.
     pub async fn start(keeper: &Keeper) -> Result<Self> {
         let dir = keeper.dir.join("mariadb");
-        std::fs::create_dir_all(&dir)?;
+        std::fs::create_dir_all(dir.join("tmp"))?;
         let text = dir.to_string_lossy().into_owned();
-        process::run("chown", ["mysql:mysql", &text]).await?;
+        process::run("chown", ["-R", "mysql:mysql", &text]).await?;
         let data = format!("--datadir={text}/data");
+        // Each server deletes all `#sql*` files of its temporary folder when it starts, its neighbours' too.
+        let tmp = format!("--tmpdir={text}/tmp");
         let rest = [
             "--auth-root-authentication-method=normal",
             "--skip-test-db",
@@ -34,7 +36,7 @@ impl MariaDb {
         ];
         process::run(
             "mariadb-install-db",
-            ["--no-defaults", "--user=mysql", &data].into_iter().chain(rest),
+            ["--no-defaults", "--user=mysql", &data, &tmp].into_iter().chain(rest),
         )
         .await?;
         let port = process::free_port("127.0.0.1")?;
@@ -69,7 +71,7 @@ impl MariaDb {
             return Ok(());
         }
         let args = format!(
-            "mariadbd --no-defaults --user=mysql --datadir={d}/data --socket={d}/sock --pid-file={d}/pid --port={} \
+            "mariadbd --no-defaults --user=mysql --datadir={d}/data --tmpdir={d}/tmp --socket={d}/sock --pid-file={d}/pid --port={} \
              --bind-address=127.0.0.1 --skip-name-resolve --innodb-buffer-pool-size=64M --innodb-log-file-size=32M \
              --innodb-flush-log-at-trx-commit=1 --performance-schema=OFF \
              --sql-mode=STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO \

@@ -40,7 +40,13 @@ impl MariaDb {
         ));
         std::fs::create_dir_all(&directory).expect("a directory");
         // Started as root it runs as its own user, who must be able to enter.
-        let _ = Command::new("chown").arg("mysql:mysql").arg(&directory).status().await;
+        let tmp = directory.join("tmp");
+        std::fs::create_dir_all(&tmp).expect("a directory");
+        let _ = Command::new("chown")
+            .arg("mysql:mysql")
+            .args([&directory, &tmp])
+            .status()
+            .await;
         let installed = Command::new("mariadb-install-db")
             .args([
                 "--no-defaults",
@@ -49,12 +55,17 @@ impl MariaDb {
             ])
             .args(["--skip-test-db", "--skip-name-resolve"])
             .arg(format!("--datadir={}", directory.join("data").display()))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
+            .arg(format!("--tmpdir={}", tmp.display()))
+            .output()
             .await;
         match installed {
-            Ok(status) => assert!(status.success(), "mariadb-install-db: {status}"),
+            Ok(done) => assert!(
+                done.status.success(),
+                "mariadb-install-db: {}\n{}{}",
+                done.status,
+                String::from_utf8_lossy(&done.stdout),
+                String::from_utf8_lossy(&done.stderr)
+            ),
             Err(_) => return None,
         }
         let port = TcpListener::bind("127.0.0.1:0")
@@ -127,6 +138,8 @@ fn spawn(directory: &std::path::Path, port: u16) -> Option<Child> {
             "--max-connections=200",
         ])
         .arg(format!("--datadir={}", directory.join("data").display()))
+        // Each server deletes all `#sql*` files of its temporary folder when it starts, its neighbours' too.
+        .arg(format!("--tmpdir={}", directory.join("tmp").display()))
         .arg(format!("--socket={}", directory.join("sock").display()))
         .arg(format!("--pid-file={}", directory.join("pid").display()))
         .arg(format!("--port={port}"))
