@@ -18,17 +18,19 @@ export CAAS_TEST_REQUIRE_ALL=1
 
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings
+# All steps select the whole workspace, so that each dependency is compiled once, with one set of features.
+# This one builds the `caas` program too, which the scenarios run.
 if cargo nextest --version >/dev/null 2>&1; then
-    step cargo nextest run --workspace --exclude e2e --locked
+    step cargo nextest run --workspace --locked -E 'not package(e2e)'
 else
     step cargo test --workspace --exclude e2e --locked --quiet
+    step cargo build --workspace --locked
 fi
-step cargo build --locked -p caas
 if [ "$(id -u)" != 0 ]; then
     have sudo || die "the end-to-end tests need root and there is no sudo: run 'make test' as root"
     triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
     export "CARGO_TARGET_${triple}_RUNNER=sudo -E env PATH=$PATH"
 fi
 # One process for all scenarios: they share one fleet, and faults come one at a time.
-step cargo test -p e2e --locked --quiet -- --test-threads=1
+step cargo test --workspace --test e2e --locked --quiet -- --test-threads=1
 echo "all tests passed in $(($(date +%s) - began)) s"
