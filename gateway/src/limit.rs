@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
-use model::spec::Limits;
+use model::config::Limits;
 
 use crate::config::plain;
 

@@ -9,6 +9,7 @@
 //! Nothing here does I/O.
 
 pub mod app;
+pub mod config;
 #[cfg(feature = "contract")]
 pub mod contract;
 pub mod engine;
@@ -23,6 +24,7 @@ pub mod store;
 pub mod time;
 
 pub use app::{App, AppStatus, Release};
+pub use config::AppConfig;
 pub use event::{Event, EventKind, NewEvent};
 pub use host::{Host, HostChange, Schedulability};
 pub use id::{
@@ -31,5 +33,5 @@ pub use id::{
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
 pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
 pub use registry::Endpoint;
-pub use spec::{AppConfig, HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};
+pub use spec::{HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};
 pub use time::Timestamp;

@@ -1,9 +1,8 @@
-//! What an app asks for: [`ReleaseSpec`] is what its containers are made from (fixed per release),
-//! [`AppConfig`] is how traffic reaches them (changeable while they run).
+//! What an app asks for: [`ReleaseSpec`] is what its containers are made from (fixed per release).
+//! How traffic reaches them is [`crate::AppConfig`].
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{AppId, Version};
@@ -199,69 +198,6 @@ impl Default for Update {
     }
 }
 
-/// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
-/// follow changes while they run. Unknown fields are ignored so that older gateways can read newer ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AppConfig {
-    /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case.
-    pub domains: Vec<String>,
-    /// What the app speaks.
-    pub protocol: Protocol,
-    /// How an endpoint is chosen.
-    pub balance: Balance,
-    /// Limits at the gateway.
-    pub limits: Limits,
-    /// Time-outs at the gateway.
-    pub timeouts: Timeouts,
-}
-
-/// What the app speaks behind the gateway.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    /// HTTP/1.1 (WebSocket and other upgrades included).
-    #[default]
-    Http,
-}
-
-/// How an endpoint is chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Balance {
-    /// Each endpoint in turn.
-    #[default]
-    RoundRobin,
-}
-
-/// Limits per app at each gateway.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Limits {
-    /// Client networks that are refused (403).
-    pub deny: Vec<IpNet>,
-    /// Requests per second of one client address. 0-1,000,000, 0: no limit.
-    pub requests_per_second_per_client: u32,
-    /// Requests per second of the whole app. 0-1,000,000, 0: no limit.
-    pub requests_per_second: u32,
-    /// Largest request body in bytes. 0-1,099,511,627,776 (1 TiB), 0: the gateway's default (100 MiB).
-    pub max_body_bytes: u64,
-    /// Most requests under way at once. 0-1,000,000, 0: the gateway's default.
-    pub max_in_flight: u32,
-}
-
-/// Time-outs per app at each gateway; 0 means the gateway's default.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Timeouts {
-    /// Milliseconds to connect to an endpoint. 0-60,000, default 1,000.
-    pub connect_ms: u32,
-    /// Seconds from the sent request to the head of the answer. 0-86,400, default 60.
-    pub response_s: u32,
-    /// Seconds without a byte in either direction of a body or tunnel. 0-86,400, default 60 (tunnels 3,600).
-    pub idle_s: u32,
-}
-
 /// Splits `APP:VERSION`; used by the API and the command line alike.
 pub fn parse_app_version(text: &str) -> Result<(AppId, Version), SpecError> {
     let (app, version) = text
@@ -276,7 +212,8 @@ pub fn parse_app_version(text: &str) -> Result<(AppId, Version), SpecError> {
     Ok((app, version))
 }
 
-fn within(errors: &mut Vec<SpecError>, field: &str, value: impl Into<u64>, least: u64, most: u64) {
+/// Notes a `value` outside `least..=most`.
+pub(crate) fn within(errors: &mut Vec<SpecError>, field: &str, value: impl Into<u64>, least: u64, most: u64) {
     let value = value.into();
     if !(least..=most).contains(&value) {
         errors.push(SpecError::new(
@@ -388,37 +325,6 @@ impl ReleaseSpec {
     }
 }
 
-impl AppConfig {
-    /// Every field that can't be accepted; empty when the configuration is sound.
-    pub fn check(&self) -> Vec<SpecError> {
-        let mut errors = Vec::new();
-        if self.domains.len() > 100 {
-            errors.push(SpecError::new("/domains", "at most 100 domains"));
-        }
-        for (i, domain) in self.domains.iter().enumerate() {
-            if !domain_name(domain) {
-                errors.push(SpecError::new(
-                    format!("/domains/{i}"),
-                    format!("{domain:?} must be a lower-case domain name such as shop.example.com"),
-                ));
-            }
-        }
-        if self.limits.deny.len() > 1_000 {
-            errors.push(SpecError::new("/limits/deny", "at most 1,000 networks"));
-        }
-        let (e, l, t) = (&mut errors, &self.limits, &self.timeouts);
-        let per_client = l.requests_per_second_per_client;
-        within(e, "/limits/requests_per_second_per_client", per_client, 0, 1_000_000);
-        within(e, "/limits/requests_per_second", l.requests_per_second, 0, 1_000_000);
-        within(e, "/limits/max_body_bytes", l.max_body_bytes, 0, 1 << 40);
-        within(e, "/limits/max_in_flight", l.max_in_flight, 0, 1_000_000);
-        within(e, "/timeouts/connect_ms", t.connect_ms, 0, 60_000);
-        within(e, "/timeouts/response_s", t.response_s, 0, 86_400);
-        within(e, "/timeouts/idle_s", t.idle_s, 0, 86_400);
-        errors
-    }
-}
-
 /// Label keys and values of hosts: 1-63 / 0-63 characters of letters, digits, `.`, `_`, `-`, `/`.
 pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
     if labels.len() > 64 {
@@ -433,20 +339,6 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// A lower-case DNS name of at least two labels.
-fn domain_name(text: &str) -> bool {
-    text.len() <= 253
-        && text.contains('.')
-        && text.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        })
 }
 
 /// `[host[:port]/]path[:tag][@sha256:…]`, roughly Docker's reference grammar.

@@ -1,7 +1,7 @@
 //! Limits on clients and apps.
 
 use model::AppConfig;
-use model::spec::{Limits, Timeouts};
+use model::config::{Limits, Timeouts};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

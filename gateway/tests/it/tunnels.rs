@@ -133,7 +133,7 @@ async fn refusals_and_plain_answers_stay_http() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_silent_tunnel_ends_in_time() {
     let app = model::AppConfig {
-        timeouts: model::spec::Timeouts {
+        timeouts: model::config::Timeouts {
             idle_s: 1,
             ..Default::default()
         },

@@ -2,9 +2,13 @@
 //! field, and a test compares them with what is really sent. Nothing here is ever made or read.
 #![expect(dead_code, reason = "only the schemas derived from these types are used")]
 
+mod config;
+
 use std::collections::BTreeMap;
 
 use utoipa::{IntoParams, ToSchema};
+
+pub(super) use config::AppConfig;
 
 use super::commit::Plan;
 
@@ -255,56 +259,6 @@ pub(super) struct Update {
     /// Seconds without progress until a deploy is given up and rolled back.
     #[schema(minimum = 5, maximum = 86400, default = 120)]
     deadline_s: Option<u32>,
-}
-
-/// How traffic reaches an app. Every field may be left out.
-#[derive(ToSchema)]
-pub(super) struct AppConfig {
-    /// Custom domains, lower case.
-    domains: Option<Vec<String>>,
-    protocol: Option<Protocol>,
-    balance: Option<Balance>,
-    limits: Option<Limits>,
-    timeouts: Option<Timeouts>,
-}
-
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(super) enum Protocol {
-    Http,
-}
-
-#[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
-pub(super) enum Balance {
-    RoundRobin,
-}
-
-/// Limits at each gateway; 0 means no limit, or the gateway's default.
-#[derive(ToSchema)]
-pub(super) struct Limits {
-    /// Client networks that are refused.
-    deny: Option<Vec<String>>,
-    #[schema(minimum = 0, maximum = 1000000)]
-    requests_per_second_per_client: Option<u32>,
-    #[schema(minimum = 0, maximum = 1000000)]
-    requests_per_second: Option<u32>,
-    /// Largest request body in bytes, at most 1 TiB.
-    max_body_bytes: Option<u64>,
-    /// Most requests under way at once.
-    #[schema(minimum = 0, maximum = 1000000)]
-    max_in_flight: Option<u32>,
-}
-
-/// Time-outs at each gateway; 0 means the gateway's default.
-#[derive(ToSchema)]
-pub(super) struct Timeouts {
-    #[schema(minimum = 0, maximum = 60000)]
-    connect_ms: Option<u32>,
-    #[schema(minimum = 0, maximum = 86400)]
-    response_s: Option<u32>,
-    #[schema(minimum = 0, maximum = 86400)]
-    idle_s: Option<u32>,
 }
 
 /// One container of an app.

@@ -1,0 +1,326 @@
+//! How traffic reaches an app's instances: [`AppConfig`], changeable while they run. What they are made from is
+//! [`crate::ReleaseSpec`].
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::within;
+use crate::{SpecError, Version};
+
+/// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
+/// follow changes while they run. Unknown fields are ignored so that older gateways can read newer ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AppConfig {
+    /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case.
+    pub domains: Vec<String>,
+    /// What the app speaks.
+    pub protocol: Protocol,
+    /// With `protocol = "tcp"`: how connections reach it.
+    pub tcp: Tcp,
+    /// Plain HTTP requests are answered with a redirect to HTTPS (308).
+    pub redirect_https: bool,
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// With `balance = "consistent_hash"`: what is hashed.
+    pub hash: HashKey,
+    /// Shares of the requests per version (0-100 each), such as `{"1": 95, "2": 5}`. Empty: all versions alike. Versions not named
+    /// get none, unless no named one has an endpoint.
+    pub weights: BTreeMap<Version, u32>,
+    /// What a client keeps from one request to the next, by a cookie.
+    pub sticky: Sticky,
+    /// Endpoints in the gateway's own region are preferred while there are any.
+    pub prefer_region: bool,
+    /// Seconds over which a new endpoint's share grows to its full one. 0-3,600, 0: at once.
+    pub slow_start_s: u32,
+    /// Limits at the gateway.
+    pub limits: Limits,
+    /// Time-outs at the gateway.
+    pub timeouts: Timeouts,
+}
+
+/// What the app speaks behind the gateway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// HTTP/1.1 (WebSocket and other upgrades included).
+    #[default]
+    Http,
+    /// HTTP/2 without TLS, by prior knowledge (RFC 9113 3.3): gRPC.
+    H2c,
+    /// Bytes: a port of the gateway's own leads to the app.
+    Tcp,
+}
+
+/// How connections reach an app that speaks neither HTTP/1.1 nor HTTP/2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tcp {
+    /// The port at every gateway. 0: none was given out yet; the platform chooses one that no other app has.
+    pub port: u16,
+    /// The header before a connection's first byte that tells the instance who the client is.
+    pub proxy_protocol: ProxyProtocol,
+    /// TLS connections to the gateway's TLS port for one of the app's `domains` (SNI) are passed on as they are.
+    pub passthrough: bool,
+}
+
+/// The PROXY protocol of HAProxy (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// No header.
+    #[default]
+    None,
+    /// The text header.
+    V1,
+    /// The binary header.
+    V2,
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// Each endpoint in turn.
+    #[default]
+    RoundRobin,
+    /// Of two taken at random, the one with fewer requests under way (Mitzenmacher, "The Power of Two Choices", 2001).
+    LeastRequest,
+    /// Of two taken at random, the one with the lower product of requests under way and recent latency (Finagle's peak EWMA).
+    PeakEwma,
+    /// The same key reaches the same endpoint, none of which gets more than 1.25 times its share
+    /// (Mirrokni et al., "Consistent Hashing with Bounded Loads", 2016).
+    ConsistentHash,
+}
+
+/// What decides where a request goes under consistent hashing; the client's address where it is missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HashKey {
+    /// The client's address.
+    #[default]
+    ClientAddress,
+    /// The value of this header field, lower case.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
+}
+
+/// What a client keeps from one request to the next, by a cookie of the gateway's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sticky {
+    /// Nothing.
+    #[default]
+    None,
+    /// The version that `weights` chose, as long as it has a share.
+    Version,
+    /// The endpoint, as long as it is healthy.
+    Endpoint,
+}
+
+/// Limits per app at each gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// Client networks that are refused (403).
+    pub deny: Vec<IpNet>,
+    /// Requests per second of one client address. 0-1,000,000, 0: no limit.
+    pub requests_per_second_per_client: u32,
+    /// Requests per second of the whole app. 0-1,000,000, 0: no limit.
+    pub requests_per_second: u32,
+    /// Largest request body in bytes. 0-1,099,511,627,776 (1 TiB), 0: the gateway's default (100 MiB).
+    pub max_body_bytes: u64,
+    /// Most requests under way at once. 0-1,000,000, 0: the gateway's default.
+    pub max_in_flight: u32,
+    /// Most requests under way at one endpoint. 0-1,000,000, 0: no limit.
+    pub max_in_flight_per_endpoint: u32,
+}
+
+/// Time-outs per app at each gateway; 0 means the gateway's default.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeouts {
+    /// Milliseconds to connect to an endpoint. 0-60,000, default 1,000.
+    pub connect_ms: u32,
+    /// Seconds from the sent request to the head of the answer. 0-86,400, default 60.
+    pub response_s: u32,
+    /// Seconds without a byte in either direction of a body or tunnel. 0-86,400, default 60 (tunnels 3,600).
+    pub idle_s: u32,
+}
+
+impl AppConfig {
+    /// Every field that can't be accepted; empty when the configuration is sound.
+    pub fn check(&self) -> Vec<SpecError> {
+        let mut errors = Vec::new();
+        if self.domains.len() > 100 {
+            errors.push(SpecError::new("/domains", "at most 100 domains"));
+        }
+        for (i, domain) in self.domains.iter().enumerate() {
+            if !domain_name(domain) {
+                errors.push(SpecError::new(
+                    format!("/domains/{i}"),
+                    format!("{domain:?} must be a lower-case domain name such as shop.example.com"),
+                ));
+            }
+        }
+        if self.tcp != Tcp::default() && self.protocol != Protocol::Tcp {
+            errors.push(SpecError::new("/tcp", "only an app with protocol \"tcp\" has these"));
+        }
+        if self.tcp.passthrough && self.domains.is_empty() {
+            errors.push(SpecError::new(
+                "/tcp/passthrough",
+                "needs a domain in /domains by which connections are told apart",
+            ));
+        }
+        match &self.hash {
+            HashKey::ClientAddress => {}
+            HashKey::Header(name) if !token(name) || name.bytes().any(|b| b.is_ascii_uppercase()) => {
+                errors.push(SpecError::new(
+                    "/hash/header",
+                    format!("{name:?} must be a lower-case header name such as x-user"),
+                ));
+            }
+            HashKey::Cookie(name) if !token(name) => {
+                errors.push(SpecError::new(
+                    "/hash/cookie",
+                    format!("{name:?} must be the name of a cookie such as session"),
+                ));
+            }
+            HashKey::Header(_) | HashKey::Cookie(_) => {}
+        }
+        if self.weights.len() > 20 {
+            errors.push(SpecError::new("/weights", "at most 20 versions"));
+        }
+        for (version, weight) in &self.weights {
+            within(&mut errors, &format!("/weights/{version}"), *weight, 0, 100);
+        }
+        if !self.weights.is_empty() && self.weights.values().all(|w| *w == 0) {
+            errors.push(SpecError::new("/weights", "at least one version must have a share"));
+        }
+        if self.limits.deny.len() > 1_000 {
+            errors.push(SpecError::new("/limits/deny", "at most 1,000 networks"));
+        }
+        let (e, l, t) = (&mut errors, &self.limits, &self.timeouts);
+        let per_client = l.requests_per_second_per_client;
+        within(e, "/slow_start_s", self.slow_start_s, 0, 3_600);
+        within(e, "/limits/requests_per_second_per_client", per_client, 0, 1_000_000);
+        within(e, "/limits/requests_per_second", l.requests_per_second, 0, 1_000_000);
+        within(e, "/limits/max_body_bytes", l.max_body_bytes, 0, 1 << 40);
+        within(e, "/limits/max_in_flight", l.max_in_flight, 0, 1_000_000);
+        let per_endpoint = l.max_in_flight_per_endpoint;
+        within(e, "/limits/max_in_flight_per_endpoint", per_endpoint, 0, 1_000_000);
+        within(e, "/timeouts/connect_ms", t.connect_ms, 0, 60_000);
+        within(e, "/timeouts/response_s", t.response_s, 0, 86_400);
+        within(e, "/timeouts/idle_s", t.idle_s, 0, 86_400);
+        errors
+    }
+}
+
+/// A token (RFC 9110 5.6.2) of at most 64 characters.
+fn token(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// A lower-case DNS name of at least two labels.
+fn domain_name(text: &str) -> bool {
+    text.len() <= 253
+        && text.contains('.')
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_and_time_outs_of_an_app_are_bounded() {
+        let most = AppConfig {
+            limits: Limits {
+                requests_per_second_per_client: 1_000_000,
+                requests_per_second: 1_000_000,
+                max_body_bytes: 1 << 40,
+                max_in_flight: 1_000_000,
+                ..Limits::default()
+            },
+            timeouts: Timeouts {
+                connect_ms: 60_000,
+                response_s: 86_400,
+                idle_s: 86_400,
+            },
+            ..AppConfig::default()
+        };
+        assert_eq!(most.check(), []);
+        let mut beyond = most;
+        beyond.limits.requests_per_second_per_client += 1;
+        beyond.limits.requests_per_second += 1;
+        beyond.limits.max_body_bytes += 1;
+        beyond.limits.max_in_flight += 1;
+        beyond.timeouts.connect_ms += 1;
+        beyond.timeouts.response_s += 1;
+        beyond.timeouts.idle_s += 1;
+        let fields: Vec<String> = beyond.check().into_iter().map(|e| e.field).collect();
+        assert_eq!(
+            fields,
+            [
+                "/limits/requests_per_second_per_client",
+                "/limits/requests_per_second",
+                "/limits/max_body_bytes",
+                "/limits/max_in_flight",
+                "/timeouts/connect_ms",
+                "/timeouts/response_s",
+                "/timeouts/idle_s",
+            ]
+        );
+    }
+
+    #[test]
+    fn domains() {
+        assert!(domain_name("shop.example.com"));
+        for bad in ["", "a", "A.b", "-a.b", "a-.b", "a..b", "a.b.", "a_b.c", "a.b/c"] {
+            assert!(!domain_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn choices_of_balancing_and_tcp_are_checked() {
+        let fields = |text: &str| -> Vec<String> {
+            let config: AppConfig = serde_json::from_str(text).expect("json");
+            config.check().into_iter().map(|e| e.field).collect()
+        };
+        for good in [
+            r#"{"balance":"peak_ewma","slow_start_s":30,"prefer_region":true,"sticky":"endpoint"}"#,
+            r#"{"balance":"consistent_hash","hash":{"header":"x-user"}}"#,
+            r#"{"hash":{"cookie":"Session"}}"#,
+            r#"{"hash":"client_address","weights":{"1":95,"2":5},"sticky":"version"}"#,
+            r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2","passthrough":true},"domains":["db.example.com"]}"#,
+            r#"{"protocol":"h2c","redirect_https":true}"#,
+        ] {
+            assert_eq!(fields(good), Vec::<String>::new(), "{good}");
+        }
+        for (bad, field) in [
+            (r#"{"tcp":{"port":31000}}"#, "/tcp"),
+            (r#"{"protocol":"tcp","tcp":{"passthrough":true}}"#, "/tcp/passthrough"),
+            (r#"{"hash":{"header":"X-User"}}"#, "/hash/header"),
+            (r#"{"hash":{"header":""}}"#, "/hash/header"),
+            (r#"{"hash":{"cookie":"a b"}}"#, "/hash/cookie"),
+            (r#"{"weights":{"1":101}}"#, "/weights/1"),
+            (r#"{"weights":{"1":0}}"#, "/weights"),
+            (r#"{"slow_start_s":3601}"#, "/slow_start_s"),
+        ] {
+            assert_eq!(fields(bad), [field], "{bad}");
+        }
+    }
+}
