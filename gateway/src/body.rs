@@ -10,8 +10,39 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::client::Client;
+use crate::exchange::Exchange;
 use crate::flight::Flight;
+
+/// A request's body as the client's connection gives it.
+pub(crate) enum ClientBody {
+    Http1(Incoming),
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    #[inline]
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Http1(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    #[inline]
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Http1(body) => body.is_end_stream(),
+        }
+    }
+
+    #[inline]
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Http1(body) => body.size_hint(),
+        }
+    }
+}
 
 /// How far a request's body has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +67,10 @@ pub(crate) struct BodyState {
 pub(crate) struct RequestBody(Option<Streaming>);
 
 struct Streaming {
-    body: Incoming,
+    body: ClientBody,
     most: u64,
     state: Rc<BodyState>,
-    client: Rc<Client>,
+    exchange: Rc<Exchange>,
 }
 
 impl RequestBody {
@@ -48,17 +79,17 @@ impl RequestBody {
     }
 
     /// Streams `body`, failing beyond `most` bytes.
-    pub(crate) fn streaming(body: Incoming, most: u64, client: Rc<Client>) -> (Self, Rc<BodyState>) {
+    pub(crate) fn streaming(body: ClientBody, most: u64, exchange: Rc<Exchange>) -> (Self, Rc<BodyState>) {
         let state = Rc::new(BodyState {
             bytes: Cell::new(0),
             progress: Cell::new(Progress::Open),
         });
-        client.body_open.set(true);
+        exchange.body_open.set(true);
         let streaming = Streaming {
             body,
             most,
             state: Rc::clone(&state),
-            client,
+            exchange,
         };
         (Self(Some(streaming)), state)
     }
@@ -67,10 +98,10 @@ impl RequestBody {
 impl Streaming {
     fn end(&self, progress: Progress) {
         self.state.progress.set(progress);
-        self.client.body_open.set(false);
+        self.exchange.body_open.set(false);
         // The answer may be over before the body: what came was no head.
-        self.client.head_begun.set(false);
-        self.client.linger.set(progress != Progress::Whole);
+        self.exchange.head_begun.set(false);
+        self.exchange.linger.set(progress != Progress::Whole);
     }
 }
 

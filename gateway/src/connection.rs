@@ -8,13 +8,17 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::answer;
-use crate::client::{Client, Socket, Verdict, Watch};
+use crate::body::ClientBody;
+use crate::client::{Client, Socket};
+use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
 use crate::upgrade::{self, Tunnel};
 use crate::worker::Worker;
@@ -31,11 +35,12 @@ enum Done {
 }
 
 /// Serves the connection until it closes.
-pub(crate) async fn run(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream) {
+pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStream) {
+    let exchange = Rc::new(Exchange::new(client));
     let mut held = (stream, Bytes::new());
     loop {
         // Boxed, so that a parked connection does not keep the space that serving needs.
-        match Box::pin(serve(worker, client, held.0, held.1)).await {
+        match Box::pin(serve(worker, &exchange, held.0, held.1)).await {
             Done::Closed => return,
             Done::Tunnel(stream, before, tunnel) => {
                 return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
@@ -44,7 +49,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStr
                 if before.is_empty() && !parked(worker, &stream).await {
                     return;
                 }
-                client.head_begun.set(!before.is_empty());
+                exchange.head_begun.set(!before.is_empty());
                 held = (stream, before);
             }
         }
@@ -66,11 +71,14 @@ async fn parked(worker: &Rc<Worker>, stream: &TcpStream) -> bool {
     woken
 }
 
-async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, before: Bytes) -> Done {
-    let socket = Socket::new(stream, before, Rc::clone(client));
+async fn serve(worker: &Rc<Worker>, exchange: &Rc<Exchange>, stream: TcpStream, before: Bytes) -> Done {
+    let socket = Socket::new(stream, before, Rc::clone(exchange));
     let service = {
-        let (worker, client) = (Rc::clone(worker), Rc::clone(client));
-        service_fn(move |request| forward::serve(Rc::clone(&worker), Rc::clone(&client), request))
+        let (worker, exchange) = (Rc::clone(worker), Rc::clone(exchange));
+        service_fn(move |request: Request<Incoming>| {
+            let request = request.map(ClientBody::Http1);
+            forward::serve(Rc::clone(&worker), Rc::clone(&exchange), request)
+        })
     };
     let mut connection = worker.front.serve_connection(TokioIo::new(socket), service);
     let mut watch = Watch::new(Instant::now());
@@ -104,10 +112,10 @@ async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, befo
             armed = false;
             let now = Instant::now();
             timer.as_mut().reset((now + worker.tick).into());
-            match watch.look(client, &worker.limits, now) {
+            match watch.look(exchange, &worker.limits, now) {
                 Verdict::Wait => {}
                 // The request answers 408 or 504 by itself on its next poll.
-                Verdict::Expire => client.expired.set(true),
+                Verdict::Expire => exchange.expired.set(true),
                 verdict => return Poll::Ready((None, verdict)),
             }
         }
@@ -119,10 +127,10 @@ async fn serve(worker: &Rc<Worker>, client: &Rc<Client>, stream: TcpStream, befo
     let read = parts.read_buf;
     match ended {
         (Some(Ok(())), _) => {
-            if let Some(tunnel) = client.tunnel.borrow_mut().take() {
+            if let Some(tunnel) = exchange.tunnel.borrow_mut().take() {
                 return Done::Tunnel(stream, read, tunnel);
             }
-            if client.linger.get() {
+            if exchange.linger.get() {
                 linger(stream).await;
             }
             Done::Closed

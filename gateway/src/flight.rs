@@ -12,8 +12,8 @@ use http::{HeaderValue, Method, Uri};
 use crate::access_log::Line;
 use crate::answer::Reason;
 use crate::body::BodyState;
-use crate::client::Client;
 use crate::eject::Entered;
+use crate::exchange::Exchange;
 use crate::pool::Sender;
 use crate::table::App;
 use crate::worker::Worker;
@@ -30,7 +30,7 @@ pub(crate) struct LogFields {
 /// One request under way.
 pub(crate) struct Flight {
     worker: Rc<Worker>,
-    client: Rc<Client>,
+    exchange: Rc<Exchange>,
     pub(crate) started: Instant,
     /// Who asks; behind a trusted proxy not the peer.
     pub(crate) ip: IpAddr,
@@ -55,11 +55,11 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn new(worker: Rc<Worker>, client: Rc<Client>, started: Instant) -> Box<Self> {
+    pub(crate) fn new(worker: Rc<Worker>, exchange: Rc<Exchange>, started: Instant) -> Box<Self> {
         Box::new(Self {
-            ip: client.ip,
+            ip: exchange.client.ip,
             worker,
-            client,
+            exchange,
             started,
             app: None,
             entered: None,
@@ -118,8 +118,8 @@ impl Flight {
             .map_or(Duration::from_secs(60), |a| a.settings.tunnel_idle)
     }
 
-    pub(crate) fn client(&self) -> &Rc<Client> {
-        &self.client
+    pub(crate) fn exchange(&self) -> &Rc<Exchange> {
+        &self.exchange
     }
 
     pub(crate) fn worker(&self) -> &Rc<Worker> {
@@ -194,6 +194,6 @@ impl Drop for Flight {
         if let Some(app) = &self.app {
             app.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
-        self.client.end();
+        self.exchange.end();
     }
 }

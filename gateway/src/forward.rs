@@ -19,9 +19,9 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use crate::answer::{self, Reason};
-use crate::body::{Progress, RequestBody, ResponseBody};
-use crate::client::{Client, Phase};
+use crate::body::{ClientBody, Progress, RequestBody, ResponseBody};
 use crate::eject::Endpoint;
+use crate::exchange::{Exchange, Phase};
 use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
 use crate::pool::Sender;
@@ -57,12 +57,12 @@ struct Admitted {
 /// Answers one request; never fails.
 pub(crate) async fn serve(
     worker: Rc<Worker>,
-    client: Rc<Client>,
-    request: Request<Incoming>,
+    exchange: Rc<Exchange>,
+    request: Request<ClientBody>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let started = Instant::now();
-    client.begin();
-    let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&client), started);
+    exchange.begin();
+    let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&exchange), started);
     let mut html = false;
     let outcome = match admit(&mut flight, request, &mut html) {
         Ok(admitted) => attempt(&mut flight, admitted).await,
@@ -75,17 +75,17 @@ pub(crate) async fn serve(
             flight.leave();
             flight.reason = Some(reason);
             if reason.ends_connection() {
-                client.linger.set(true);
+                exchange.linger.set(true);
             }
             answer::answer(reason, html, wait)
         }
     };
-    client.phase.set(Phase::Answering);
+    exchange.phase.set(Phase::Answering);
     flight.status = response.status().as_u16();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let idle = flight.tunnel_idle();
         let upgraded = hyper::upgrade::on(&mut response);
-        *client.tunnel.borrow_mut() = Some(Tunnel { upgraded, flight, idle });
+        *exchange.tunnel.borrow_mut() = Some(Tunnel { upgraded, flight, idle });
         *response.body_mut() = ResponseBody::own(Bytes::new());
     } else {
         response.body_mut().carry(flight);
@@ -94,12 +94,12 @@ pub(crate) async fn serve(
 }
 
 /// Everything that is decided before an endpoint is asked.
-fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Result<Admitted, Refusal> {
+fn admit(flight: &mut Flight, request: Request<ClientBody>, html: &mut bool) -> Result<Admitted, Refusal> {
     let (mut parts, body) = request.into_parts();
-    let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
+    let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
     let shared = &worker.shared;
     // What comes after an answer that did not wait for the body is no request.
-    client.linger.set(!body.is_end_stream());
+    exchange.linger.set(!body.is_end_stream());
 
     let seen = headers::inspect(&parts.headers);
     *html = seen.html;
@@ -127,7 +127,7 @@ fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Re
         _ => return Err(Reason::BadHost.into()),
     };
 
-    if client.trusted
+    if exchange.client.trusted
         && let Some(ip) = headers::client_behind(&parts.headers, &shared.trusted)
     {
         flight.ip = ip;
@@ -165,7 +165,7 @@ fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Re
     if body.size_hint().lower() > settings.max_body {
         return Err(Reason::BodyTooLarge.into());
     }
-    client.patience.set((settings.response, settings.idle));
+    exchange.patience.set((settings.response, settings.idle));
 
     let has_body = !body.is_end_stream();
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
@@ -182,9 +182,9 @@ fn admit(flight: &mut Flight, request: Request<Incoming>, html: &mut bool) -> Re
         parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
     }
     let copy = repeatable.then(|| Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare()));
-    rules.apply(&mut parts.headers, &client);
+    rules.apply(&mut parts.headers, &exchange.client);
     let body = if has_body {
-        let (body, state) = RequestBody::streaming(body, settings.max_body, client);
+        let (body, state) = RequestBody::streaming(body, settings.max_body, exchange);
         flight.body = Some(state);
         body
     } else {
@@ -242,7 +242,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         copy,
         rules,
     } = admitted;
-    let (worker, client) = (Rc::clone(flight.worker()), Rc::clone(flight.client()));
+    let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
     let mut next = Some(request);
     let mut answer = None;
     let mut tried = Tried::default();
@@ -272,14 +272,14 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         if next.is_none() {
             let Some(copy) = &copy else { break Err(failure) };
             let mut again = copy.request();
-            rules.apply(again.headers_mut(), &client);
+            rules.apply(again.headers_mut(), &exchange.client);
             next = Some(again);
         }
         let how = How {
             only_new,
             repeatable: copy.is_some(),
         };
-        match once(flight, &worker, &client, &app, &mut next, &mut answer, how).await {
+        match once(flight, &worker, &exchange, &app, &mut next, &mut answer, how).await {
             (Sent::Answer, sender) => {
                 flight.upstream = now.elapsed();
                 break accept(flight, answer.take(), sender, rules.upgrade);
@@ -309,7 +309,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
             }
             (Sent::Bad, _) => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
             (Sent::Expired, _) => {
-                let reason = if client.body_open.get() {
+                let reason = if exchange.body_open.get() {
                     Reason::RequestTimeout
                 } else {
                     Reason::UpstreamTimeout
@@ -400,7 +400,7 @@ struct How {
 async fn once(
     flight: &Flight,
     worker: &Rc<Worker>,
-    client: &Client,
+    exchange: &Exchange,
     app: &App,
     request: &mut Option<Request<RequestBody>>,
     answer: &mut Option<Response<Incoming>>,
@@ -442,7 +442,7 @@ async fn once(
                 None if error.error().is_parse() => Sent::Bad,
                 None => Sent::Lost,
             }),
-            Poll::Pending if client.expired.get() => Poll::Ready(Sent::Expired),
+            Poll::Pending if exchange.expired.get() => Poll::Ready(Sent::Expired),
             // The connection's timer looks here every now and then, as it does for `expired`.
             Poll::Pending if how.repeatable && endpoint.failures() >= failures + GONE => Poll::Ready(Sent::Lost),
             Poll::Pending => Poll::Pending,

@@ -338,12 +338,12 @@ mod tests {
 
     fn client(trusted: bool) -> Client {
         let value = HeaderValue::from_static("192.0.2.1");
-        Client::new(
-            IpAddr::from([192, 0, 2, 1]),
-            value,
-            HeaderValue::from_static("8080"),
+        Client {
+            ip: IpAddr::from([192, 0, 2, 1]),
+            address: value,
+            port: HeaderValue::from_static("8080"),
             trusted,
-        )
+        }
     }
 
     fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {

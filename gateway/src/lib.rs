@@ -5,6 +5,7 @@
 //! 1. [`worker`] accepts the connection on its own thread and runtime; nothing is shared on the way of a request but
 //!    what is read, and counters.
 //! 2. [`connection`] reads heads with time limits, one request after the other, and parks what is idle.
+//!    [`client`] is who asks, [`exchange`] how far the current request has come.
 //! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
 //! 4. [`headers`] makes the request's headers safe to send on.
 //! 5. [`table`] picks an endpoint that [`eject`] does not leave out; [`pool`] has a connection to it, or one is made.
@@ -24,6 +25,7 @@ mod client;
 mod config;
 mod connection;
 mod eject;
+mod exchange;
 mod flight;
 mod follow;
 mod forward;

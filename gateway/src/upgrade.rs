@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Buf as _, Bytes};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::flight::Flight;
@@ -52,8 +52,8 @@ impl Pipe {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut (impl AsyncRead + Unpin),
+        to: &mut (impl AsyncWrite + Unpin),
         scratch: &mut [u8],
     ) -> Poll<io::Result<()>> {
         loop {
@@ -99,7 +99,12 @@ impl Pipe {
 }
 
 /// Copies until both sides have closed, one breaks, or nothing moves for too long. `before` is what the client sent ahead.
-pub(crate) async fn run(worker: &Rc<Worker>, mut client: TcpStream, before: Bytes, tunnel: Tunnel) {
+pub(crate) async fn run(
+    worker: &Rc<Worker>,
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    before: Bytes,
+    tunnel: Tunnel,
+) {
     let Tunnel {
         upgraded,
         mut flight,

@@ -13,8 +13,9 @@ use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
-use crate::client::{Client, Limits};
+use crate::client::Client;
 use crate::config::plain;
+use crate::exchange::Limits;
 use crate::metrics::WorkerStats;
 use crate::pool::{Pool, Sender};
 use crate::retry::Spare;
@@ -237,10 +238,15 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: &HeaderV
     // Fails only on a dead connection, which shows soon enough.
     let _ = stream.set_nodelay(true);
     let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let client = Rc::new(Client::new(ip, address, port.clone(), trusted));
+    let client = Rc::new(Client {
+        ip,
+        address,
+        port: port.clone(),
+        trusted,
+    });
     let open = Open::new(Rc::clone(worker));
     tokio::task::spawn_local(async move {
-        connection::run(&open.0, &client, stream).await;
+        connection::run(&open.0, client, stream).await;
         drop((slot, open));
     });
 }

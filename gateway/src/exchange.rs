@@ -1,0 +1,242 @@
+//! One request and its answer at a time: how far they have come. The timer of the connection judges by it; nothing here
+//! waits. HTTP/1 has one exchange per connection, used again and again; HTTP/2 has one per stream.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::client::Client;
+use crate::upgrade::Tunnel;
+
+/// What is going on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Between requests, or receiving a head.
+    Idle,
+    /// A request waits for the head of its answer (its body may still come).
+    Waiting,
+    /// The answer goes out.
+    Answering,
+}
+
+/// The state of one request at a time.
+pub(crate) struct Exchange {
+    /// Who asks.
+    pub(crate) client: Rc<Client>,
+    pub(crate) phase: Cell<Phase>,
+    /// Bytes came while no request was under way: a head is on its way.
+    pub(crate) head_begun: Cell<bool>,
+    /// The current request's body is not whole.
+    pub(crate) body_open: Cell<bool>,
+    /// Set by the timer when the current request waited too long.
+    pub(crate) expired: Cell<bool>,
+    /// The last request's body was not read to its end: what still comes must be read away, or the peer's stack discards the answer.
+    pub(crate) linger: Cell<bool>,
+    /// How long the current request may wait for its answer's head, and how long its body may pause.
+    pub(crate) patience: Cell<(Duration, Duration)>,
+    /// Left by a request that became a tunnel.
+    pub(crate) tunnel: RefCell<Option<Tunnel>>,
+    /// Grows with each read or write that moved bytes.
+    progress: Cell<u32>,
+}
+
+impl Exchange {
+    pub(crate) fn new(client: Rc<Client>) -> Self {
+        Self {
+            client,
+            phase: Cell::new(Phase::Idle),
+            // A new connection owes a head from the start.
+            head_begun: Cell::new(true),
+            body_open: Cell::new(false),
+            expired: Cell::new(false),
+            linger: Cell::new(false),
+            patience: Cell::default(),
+            tunnel: RefCell::new(None),
+            progress: Cell::new(0),
+        }
+    }
+
+    /// A request's head is whole.
+    #[inline]
+    pub(crate) fn begin(&self) {
+        self.phase.set(Phase::Waiting);
+        self.head_begun.set(false);
+        self.body_open.set(false);
+        self.expired.set(false);
+    }
+
+    /// The request is over.
+    #[inline]
+    pub(crate) fn end(&self) {
+        self.phase.set(Phase::Idle);
+    }
+
+    /// Bytes were read or written.
+    #[inline]
+    pub(crate) fn moved(&self) {
+        self.progress.set(self.progress.get().wrapping_add(1));
+    }
+}
+
+/// Limits of the timer, all from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) head: Duration,
+    pub(crate) idle: Duration,
+    pub(crate) body: Duration,
+    pub(crate) park: Option<Duration>,
+}
+
+/// What the timer decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Wait,
+    /// Idle long enough to give its buffers back.
+    Park,
+    /// Idle too long: close without a word.
+    Close,
+    /// The head took too long: 408.
+    HeadTimeout,
+    /// The current request waited too long: it answers by itself.
+    Expire,
+    /// An answer stands still: cut it.
+    Cut,
+}
+
+/// The timer's memory of an exchange. It looks every now and then instead of being told, so that requests pay nothing.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    progress: u32,
+    /// When bytes were last seen to move.
+    moved: Instant,
+    /// When a head was first seen to be on its way.
+    head: Option<Instant>,
+}
+
+impl Watch {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            progress: 0,
+            moved: now,
+            head: None,
+        }
+    }
+
+    /// Looks at the exchange.
+    pub(crate) fn look(&mut self, exchange: &Exchange, limits: &Limits, now: Instant) -> Verdict {
+        if exchange.progress.get() != self.progress {
+            self.progress = exchange.progress.get();
+            self.moved = now;
+        }
+        let still = now.saturating_duration_since(self.moved);
+        let (response, idle) = exchange.patience.get();
+        match exchange.phase.get() {
+            Phase::Idle if exchange.head_begun.get() => {
+                let since = *self.head.get_or_insert(now);
+                // The head's time runs from its first byte, however often a byte comes.
+                if now.saturating_duration_since(since) >= limits.head {
+                    return Verdict::HeadTimeout;
+                }
+                return Verdict::Wait;
+            }
+            Phase::Idle => {
+                self.head = None;
+                if still >= limits.idle {
+                    return Verdict::Close;
+                }
+                if limits.park.is_some_and(|park| still >= park) {
+                    return Verdict::Park;
+                }
+            }
+            Phase::Waiting => {
+                self.head = None;
+                let most = if exchange.body_open.get() {
+                    limits.body
+                } else {
+                    response
+                };
+                if still >= most {
+                    return Verdict::Expire;
+                }
+            }
+            Phase::Answering => {
+                self.head = None;
+                let most = if exchange.body_open.get() { limits.body } else { idle };
+                if still >= most {
+                    return Verdict::Cut;
+                }
+            }
+        }
+        Verdict::Wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        head: Duration::from_secs(10),
+        idle: Duration::from_secs(75),
+        body: Duration::from_secs(30),
+        park: Some(Duration::from_secs(2)),
+    };
+
+    fn exchange() -> Exchange {
+        let value = http::HeaderValue::from_static("x");
+        Exchange::new(Rc::new(Client {
+            ip: [127, 0, 0, 1].into(),
+            address: value.clone(),
+            port: value,
+            trusted: false,
+        }))
+    }
+
+    fn at(start: Instant, seconds: u64) -> Instant {
+        start + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_head_has_ten_seconds_however_many_bytes_drip() {
+        let (exchange, start) = (exchange(), Instant::now());
+        let mut watch = Watch::new(start);
+        for s in 0..10 {
+            exchange.moved();
+            assert_eq!(watch.look(&exchange, &LIMITS, at(start, s)), Verdict::Wait);
+        }
+        exchange.moved();
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 10)), Verdict::HeadTimeout);
+    }
+
+    #[test]
+    fn idle_parks_then_closes() {
+        let (exchange, start) = (exchange(), Instant::now());
+        exchange.begin();
+        exchange.end();
+        let mut watch = Watch::new(start);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 1)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 2)), Verdict::Park);
+        let never = Limits { park: None, ..LIMITS };
+        assert_eq!(watch.look(&exchange, &never, at(start, 74)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &never, at(start, 75)), Verdict::Close);
+    }
+
+    #[test]
+    fn a_request_expires_by_its_own_limits() {
+        let (exchange, start) = (exchange(), Instant::now());
+        exchange.begin();
+        exchange
+            .patience
+            .set((Duration::from_secs(60), Duration::from_secs(20)));
+        let mut watch = Watch::new(start);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 59)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 60)), Verdict::Expire);
+        exchange.body_open.set(true);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 30)), Verdict::Expire);
+        exchange.body_open.set(false);
+        exchange.phase.set(Phase::Answering);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 20)), Verdict::Cut);
+        exchange.moved();
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 21)), Verdict::Wait);
+    }
+}
