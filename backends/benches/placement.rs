@@ -74,6 +74,7 @@ async fn placer(url: &str, app: &str, batch: usize) -> Vec<Duration> {
             app: app.id.clone(),
             expected_placements: placements,
             expected_generation: app.generation,
+            not_before: None,
             picks: (0..batch).map(|_| pick()).collect(),
         };
         let begun = Instant::now();

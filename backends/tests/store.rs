@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use model::store::{Store, StoreError};
+use model::store::{IntentOutcome, Store, StoreError};
 use model::{EventKind, NewEvent, Timestamp};
 use support::{MariaDb, fresh_database, handle, skipped};
 
@@ -90,6 +90,56 @@ async fn store_migrates_mysql_by_several_at_once_and_after_a_cut() {
     let store = handle(&url).await;
     assert_eq!(store.host_list().await.expect("an answer"), []);
     assert_eq!(store.event_newest().await.expect("an answer"), 0);
+}
+
+/// Takes the schema at `url` back to before the domains had a table, and forward again.
+async fn domains_are_taken_over(url: &str, mut run: impl AsyncFnMut(&'static str)) {
+    let store = handle(url).await;
+    let mut first = model::contract::store::deploy("first");
+    first.app.config.domains = vec!["a.example.com".into(), "b.example.com".into()];
+    let committed = store.intent_commit(&first, Timestamp::now()).await;
+    assert!(matches!(committed, Ok(IntentOutcome::Committed(..))), "{committed:?}");
+    for sql in [
+        "DROP TABLE domains",
+        "DROP TABLE resting_ports",
+        "DELETE FROM _sqlx_migrations WHERE version = 2",
+    ] {
+        run(sql).await;
+    }
+    caas_backends::store::migrate(url).await.expect("migrated");
+    let mut second = model::contract::store::deploy("second");
+    second.app.config.domains = vec!["b.example.com".into()];
+    let refused = store.intent_commit(&second, Timestamp::now()).await;
+    assert!(
+        matches!(&refused, Ok(IntentOutcome::DomainTaken { owner, .. }) if owner.as_str() == "first"),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn store_knows_domains_of_before_their_table() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let url = format!("sqlite://{}", directory.path().join("caas.db").display());
+    caas_backends::store::migrate(&url).await.expect("migrated");
+    let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url)
+        .await
+        .expect("connected");
+    domains_are_taken_over(&url, async |sql| {
+        sqlx::raw_sql(sql).execute(&mut connection).await.expect("done");
+    })
+    .await;
+
+    let Some((_server, base)) = server().await else {
+        return;
+    };
+    let url = fresh_database(&base).await;
+    let mut connection = <sqlx::MySqlConnection as sqlx::Connection>::connect(&url)
+        .await
+        .expect("connected");
+    domains_are_taken_over(&url, async |sql| {
+        sqlx::raw_sql(sql).execute(&mut connection).await.expect("done");
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -147,7 +147,9 @@ pub enum Expected {
 /// A change of what is wanted of an app, committed whole or not at all.
 #[derive(Clone, Debug)]
 pub struct Intent {
-    /// The row to be; its `generation` is ignored (the store writes the next one), `placements` is kept as stored.
+    /// The row to be; its `generation` is ignored (the store writes the next one), `placements` is kept as stored. A new
+    /// `restart_before` is moved behind the newest held instance's `placed_at`, which another machine's clock may have
+    /// given.
     pub app: App,
     /// What the decision was made from.
     pub expected: Expected,
@@ -187,6 +189,13 @@ pub enum IntentOutcome {
     Replayed(Operation),
     /// The same key was used before for another request.
     KeyReused,
+    /// A custom domain that it newly names belongs to another app; nothing was changed.
+    DomainTaken {
+        /// The domain.
+        domain: String,
+        /// Whose it is.
+        owner: AppId,
+    },
 }
 
 /// Instances of one app to be placed, as decided from one look at the store.
@@ -198,6 +207,9 @@ pub struct Placing {
     pub expected_placements: u64,
     /// The app's generation when the decision was made.
     pub expected_generation: Generation,
+    /// The app's `restart_before`: no instance is noted as placed earlier, whatever the placing machine's clock says, since
+    /// it would be replaced at once.
+    pub not_before: Option<Timestamp>,
     /// The instances, each with its chosen host.
     pub picks: Vec<Pick>,
 }
@@ -324,13 +336,14 @@ pub trait Store: InstanceStore {
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError>;
 
     /// Deletes released instances beyond the newest `keep` of each app, events and final operations older than
-    /// `events_before` (not the last one of an app), and idempotency keys older than 24 h; a bounded number at a
-    /// time. How many rows went.
+    /// `events_before` (not the last one of an app), idempotency keys older than 24 h, claims that have run out and rests
+    /// that have ended; a bounded number at a time. How many rows went; 0: nothing is left to do.
     async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError>;
 
     // --- hosts ---
 
-    /// Adds a host; `Conflict` if the name is taken.
+    /// Adds a host; `Conflict` if the name is taken. Ports of its address that rest since another host was removed go on
+    /// resting.
     async fn host_create(&self, host: &Host, event: &NewEvent) -> Result<Outcome<Host>, StoreError>;
 
     /// One host.
@@ -345,7 +358,7 @@ pub trait Store: InstanceStore {
         now: Timestamp,
     ) -> Result<Outcome<Host>, StoreError>;
 
-    /// Removes a host that carries no instance; `Conflict` while it does.
+    /// Removes a host that carries no instance; `Conflict` while it does. Ports that rest go on resting for their address.
     async fn host_remove(&self, name: &HostName, event: &NewEvent, now: Timestamp)
     -> Result<Outcome<Host>, StoreError>;
 

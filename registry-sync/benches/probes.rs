@@ -144,6 +144,7 @@ async fn fill(store: &dyn Store) {
             app: id.clone(),
             expected_placements: placements,
             expected_generation: generation,
+            not_before: None,
             picks: std::iter::repeat_with(pick).take(PORTS.into()).collect(),
         };
         match store.instance_place(&placing, now).await.expect("places") {

@@ -147,6 +147,7 @@ impl Bed {
             app: app.id.clone(),
             expected_placements: app.placements,
             expected_generation: app.generation,
+            not_before: None,
             picks: vec![Pick {
                 instance: InstanceId::random(),
                 host: "h1".parse().expect("valid"),

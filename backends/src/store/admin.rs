@@ -159,6 +159,10 @@ pub(super) async fn prune(
             gone += delete_each(tx, "operations", operations, &values).await?;
             let keys = "SELECT id FROM idempotency WHERE created_at <= ? LIMIT ?";
             gone += delete_each(tx, "idempotency", keys, &values![now.minus(KEY_LIFE), PRUNED]).await?;
+            let sql = "DELETE FROM app_claims WHERE until_at <= ?";
+            gone += tx.execute(sql, &values![now]).await?.rows;
+            let sql = "DELETE FROM resting_ports WHERE rest_until <= ?";
+            gone += tx.execute(sql, &values![now]).await?.rows;
             Ok(End::Commit(gone))
         })
     })

@@ -1,12 +1,13 @@
 //! Apps and releases: what is wanted, committed whole or not at all.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, Outcome, StoreError};
 use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, Release, Timestamp};
 
-use super::database::{Fault, values};
-use super::rows::{self, UsedKey, json, operation_insert, placeholders};
+use super::database::{Fault, Value, values};
+use super::rows::{self, UsedKey, json, operation_insert, placeholders, runs};
 use super::transaction::{End, Transactions, Tx};
 
 /// How long an `Idempotency-Key` is remembered.
@@ -50,11 +51,25 @@ pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -
             {
                 return Ok(End::Abandon(answer));
             }
-            let app = match write_app(tx, intent, now).await? {
+            let before = match intent.expected {
+                Expected::Absent => None,
+                Expected::Generation(_) => {
+                    let rest = format!("FROM apps WHERE id = ?{}", tx.for_update());
+                    tx.fetch::<App>(&rest, &values![&intent.app.id]).await?
+                }
+            };
+            let wanted = App {
+                restart_before: restart_before(tx, &intent.app, before.as_ref()).await?,
+                ..intent.app.clone()
+            };
+            let app = match write_app(tx, &wanted, intent, now).await? {
                 Outcome::Updated(app) => app,
                 Outcome::Conflict(app) => return Ok(End::Abandon(IntentOutcome::Conflict(app))),
                 Outcome::NotFound => return Ok(End::Abandon(IntentOutcome::NotFound)),
             };
+            if let Some(taken) = take_domains(tx, &app, before.as_ref()).await? {
+                return Ok(End::Abandon(taken));
+            }
             if let Some(release) = &intent.release {
                 insert_release(tx, release).await?;
             }
@@ -107,9 +122,61 @@ async fn use_key(
     }
 }
 
+/// A new `restart_before` is later than every instance that was there, though a machine whose clock is ahead placed it.
+async fn restart_before(tx: &mut Tx<'_>, wanted: &App, before: Option<&App>) -> Result<Option<Timestamp>, Fault> {
+    let (Some(at), Some(before)) = (wanted.restart_before, before) else {
+        return Ok(wanted.restart_before);
+    };
+    if before.restart_before == Some(at) {
+        return Ok(Some(at));
+    }
+    let sql = "SELECT MAX(placed_at) FROM instances WHERE app = ? AND released_at IS NULL";
+    let newest = tx.number(sql, &values![&wanted.id]).await?;
+    let behind = newest.map(|newest| Timestamp::from_millis(newest).plus(Duration::from_millis(1)));
+    Ok(Some(behind.map_or(at, |behind| behind.max(at))))
+}
+
+/// Makes the domains that `app` newly names its own and gives back those that it no longer names; or whose one of them is.
+async fn take_domains(tx: &mut Tx<'_>, app: &App, before: Option<&App>) -> Result<Option<IntentOutcome>, Fault> {
+    let had = before.map_or(&[][..], |before| &before.config.domains[..]);
+    let has = &app.config.domains;
+    let gone: Vec<&String> = had.iter().filter(|domain| !has.contains(domain)).collect();
+    for run in runs(&gone) {
+        let sql = format!(
+            "DELETE FROM domains WHERE app = ? AND domain IN {}",
+            placeholders(1, run.len())
+        );
+        let mut values = vec![Value::from(&app.id)];
+        values.extend(run.iter().map(|domain| Value::from(*domain)));
+        tx.execute(sql, &values).await?;
+    }
+    // In their own order, so that two apps that want the same ones never wait for each other in a circle.
+    let new: BTreeSet<&String> = has.iter().filter(|domain| !had.contains(domain)).collect();
+    for domain in new {
+        let sql = "INSERT INTO domains (domain, app) VALUES (?, ?)";
+        match tx.execute(sql, &values![domain, &app.id]).await {
+            Ok(_) => continue,
+            Err(Fault::Duplicate(_)) => {}
+            Err(fault) => return Err(fault),
+        }
+        let sql = format!("SELECT app FROM domains WHERE domain = ?{}", tx.for_update());
+        let owner = tx.rows(sql, &values![domain]).await?;
+        let Some(owner) = owner.first().map_or(Ok(None), |row| row.text(0))? else {
+            return Err(Fault::Contended(format!("domain {domain} was just given back")));
+        };
+        let owner: AppId = owner
+            .parse()
+            .map_err(|e: model::InvalidId| StoreError::Corrupt(e.to_string()))?;
+        if owner != app.id {
+            let domain = domain.clone();
+            return Ok(Some(IntentOutcome::DomainTaken { domain, owner }));
+        }
+    }
+    Ok(None)
+}
+
 /// Inserts or changes the app's row; the row as it is then.
-async fn write_app(tx: &mut Tx<'_>, intent: &Intent, now: Timestamp) -> Result<Outcome<App>, Fault> {
-    let app = &intent.app;
+async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) -> Result<Outcome<App>, Fault> {
     let operation = &intent.operation.id;
     match intent.expected {
         Expected::Absent => {
@@ -303,6 +370,7 @@ pub(super) async fn delete(at: &Transactions, id: &AppId, now: Timestamp) -> Res
                 "DELETE FROM instances WHERE app = ?",
                 "DELETE FROM releases WHERE app = ?",
                 "DELETE FROM app_claims WHERE app = ?",
+                "DELETE FROM domains WHERE app = ?",
                 "DELETE FROM apps WHERE id = ?",
             ] {
                 tx.execute(sql, &values![id]).await?;

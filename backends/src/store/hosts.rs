@@ -5,7 +5,7 @@ use model::{Host, HostChange, HostName, NewEvent, Timestamp};
 
 use super::database::{Fault, values};
 use super::rows::{self, host_insert, json, placeholders};
-use super::transaction::{End, Transactions};
+use super::transaction::{End, Transactions, Tx};
 
 pub(super) async fn list(at: &Transactions) -> Result<Vec<Host>, StoreError> {
     at.read(|tx| Box::pin(async move { tx.list("FROM hosts ORDER BY name", &[]).await }))
@@ -35,6 +35,7 @@ pub(super) async fn create(at: &Transactions, host: &Host, event: &NewEvent) -> 
             };
             match inserted {
                 Ok(_) => {
+                    go_on_resting(tx, host).await?;
                     tx.record(event.clone(), host.created_at);
                     Ok(End::Commit(Outcome::Updated(row)))
                 }
@@ -44,6 +45,19 @@ pub(super) async fn create(at: &Transactions, host: &Host, event: &NewEvent) -> 
         })
     })
     .await
+}
+
+/// Ports of the address of `host` that have not rested long enough since another host left them.
+async fn go_on_resting(tx: &mut Tx<'_>, host: &Host) -> Result<(), Fault> {
+    let address = host.address.to_string();
+    let (first, last) = host.port_range;
+    let sql = "INSERT INTO host_ports (host, port, instance, rest_until) SELECT ?, port, NULL, rest_until \
+        FROM resting_ports WHERE address = ? AND port BETWEEN ? AND ? AND rest_until > ?";
+    tx.execute(sql, &values![&host.name, &address, first, last, host.created_at])
+        .await?;
+    let sql = "DELETE FROM resting_ports WHERE address = ? AND port BETWEEN ? AND ?";
+    tx.execute(sql, &values![&address, first, last]).await?;
+    Ok(())
 }
 
 pub(super) async fn update(
@@ -111,6 +125,10 @@ pub(super) async fn remove(
             if host.instances > 0 {
                 return Ok(End::Abandon(Outcome::Conflict(host)));
             }
+            // A gateway that is cut off may still lead to them, whatever the host's name is next time.
+            let sql = "REPLACE INTO resting_ports (address, port, rest_until) \
+                SELECT ?, port, rest_until FROM host_ports WHERE host = ? AND rest_until > ?";
+            tx.execute(sql, &values![host.address.to_string(), name, now]).await?;
             tx.execute("DELETE FROM host_ports WHERE host = ?", &values![name])
                 .await?;
             tx.execute("DELETE FROM hosts WHERE name = ?", &values![name]).await?;

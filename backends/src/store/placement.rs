@@ -91,7 +91,7 @@ type Refused = Vec<(InstanceId, RefusedBecause)>;
 
 /// Which picks fit their host, in the order in which they were given.
 fn fit<'a>(hosts: &BTreeMap<HostName, Host>, picks: &'a [Pick]) -> (BTreeMap<&'a HostName, Vec<Fitting<'a>>>, Refused) {
-    let mut free: BTreeMap<&HostName, u32> = BTreeMap::new();
+    let mut left: BTreeMap<&HostName, (u32, u32)> = BTreeMap::new();
     let mut fitting: BTreeMap<&HostName, Vec<Fitting<'a>>> = BTreeMap::new();
     let mut refused = Vec::new();
     for pick in picks {
@@ -99,10 +99,16 @@ fn fit<'a>(hosts: &BTreeMap<HostName, Host>, picks: &'a [Pick]) -> (BTreeMap<&'a
             refused.push((pick.instance.clone(), RefusedBecause::HostClosed));
             continue;
         };
-        let free = free.entry(&pick.host).or_insert_with(|| host.free_memory_mb());
-        match free.checked_sub(pick.memory_mb) {
+        let (free, weight) = left
+            .entry(&pick.host)
+            .or_insert_with(|| (host.free_memory_mb(), u32::MAX - host.reserved_cpu_weight));
+        // More weight than its column's readers can hold would make the host unreadable for everybody.
+        match free
+            .checked_sub(pick.memory_mb)
+            .zip(weight.checked_sub(pick.cpu_weight))
+        {
             Some(rest) => {
-                *free = rest;
+                (*free, *weight) = rest;
                 fitting
                     .entry(&pick.host)
                     .or_default()
@@ -274,7 +280,7 @@ fn instance(placing: &Placing, pick: &Pick, port: u16, now: Timestamp) -> Instan
         restarts: 0,
         memory_mb: pick.memory_mb,
         cpu_weight: pick.cpu_weight,
-        placed_at: now,
+        placed_at: placing.not_before.map_or(now, |at| at.max(now)),
         started_at: None,
         heartbeat_at: None,
         changed_at: now,

@@ -143,9 +143,18 @@ pub(super) async fn commit(
             Ok(Some((operation, generation)))
         }
         IntentOutcome::KeyReused => Err(key_reused()),
+        IntentOutcome::DomainTaken { domain, owner } => Err(domain_taken(&domain, &owner)),
         // With If-Match the next look answers 412.
         IntentOutcome::Conflict(_) | IntentOutcome::NotFound => Ok(None),
     }
+}
+
+/// A custom domain is another app's.
+pub(super) fn domain_taken(domain: &str, owner: &AppId) -> ApiError {
+    ApiError::new(
+        Code::Conflict,
+        format!("domain {domain} belongs to app {owner}: take it away there first"),
+    )
 }
 
 fn key_reused() -> ApiError {
@@ -179,7 +188,7 @@ pub(super) async fn replayed(api: &Api, call: &Call, id: &AppId) -> Result<Optio
     match api.store.intent_commit(&probe, now).await? {
         IntentOutcome::Replayed(operation) => Ok(Some(operation)),
         IntentOutcome::KeyReused => Err(key_reused()),
-        IntentOutcome::Conflict(_) | IntentOutcome::NotFound => Ok(None),
+        IntentOutcome::Conflict(_) | IntentOutcome::NotFound | IntentOutcome::DomainTaken { .. } => Ok(None),
         IntentOutcome::Committed(..) => Err(ApiError::internal(&"an intent on no generation was committed")),
     }
 }

@@ -143,7 +143,7 @@ async fn wanted(
     Ok((spec, config))
 }
 
-/// Refuses domains that another app has.
+/// Refuses domains that another app has, naming the field; the commit has the last word.
 pub(super) async fn domains_are_free(api: &Api, id: &AppId, config: &AppConfig, root: &str) -> Result<(), ApiError> {
     if config.domains.is_empty() {
         return Ok(());
@@ -151,11 +151,7 @@ pub(super) async fn domains_are_free(api: &Api, id: &AppId, config: &AppConfig, 
     for app in api.store.app_list().await?.iter().filter(|a| a.id != *id) {
         for (i, domain) in config.domains.iter().enumerate() {
             if app.config.domains.contains(domain) {
-                return Err(ApiError::new(
-                    Code::Conflict,
-                    format!("domain {domain} belongs to app {}: take it away there first", app.id),
-                )
-                .at(format!("{root}/domains/{i}")));
+                return Err(commit::domain_taken(domain, &app.id).at(format!("{root}/domains/{i}")));
             }
         }
     }

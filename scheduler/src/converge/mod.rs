@@ -49,8 +49,11 @@ const CLAIM_TTL: Duration = Duration::from_secs(15);
 const CLAIM_RENEW: Duration = Duration::from_secs(5);
 /// A host whose ports are all leased or resting is passed over for this long.
 const NO_PORT_FOR: Duration = Duration::from_secs(10);
-/// Between two rounds of forgetting history.
+/// Between two rounds of forgetting history, and how long one goes on; after one that did not come to an end the next
+/// follows soon, so that no amount of churn outruns it.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_BUDGET: Duration = Duration::from_secs(20);
+const PRUNE_PAUSE: Duration = Duration::from_secs(1);
 /// Heartbeat tokens of instances that were never launched are kept this long.
 const TOKEN_KEPT: Duration = Duration::from_secs(3_600);
 
@@ -197,6 +200,19 @@ async fn platform(store: &dyn Store) -> PlatformId {
     }
 }
 
+/// Forgets history until nothing more is to be forgotten, for as long as [`PRUNE_BUDGET`]; whether it came to an end.
+async fn prune_once(store: &dyn Store, config: &ConvergeConfig) -> Result<bool, StoreError> {
+    let end = Instant::now() + PRUNE_BUDGET;
+    while Instant::now() < end {
+        let now = Timestamp::now();
+        let before = now.minus(config.events_keep());
+        if store.history_prune(config.history_keep, before, now).await? == 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Context {
     async fn converge(self: Arc<Self>) {
         loop {
@@ -254,16 +270,24 @@ impl Context {
 
     /// Forgets history beyond what is to be kept.
     async fn prune(self: Arc<Self>) {
+        let mut pause = PRUNE_EVERY;
         loop {
             tokio::select! {
-                () = sleep(PRUNE_EVERY) => {}
+                () = sleep(pause) => {}
                 () = self.stop.cancelled() => return,
             }
-            let now = Timestamp::now();
-            let before = now.minus(self.config.events_keep());
-            if let Err(error) = self.store.history_prune(self.config.history_keep, before, now).await {
-                warn!(%error, "history could not be pruned");
-            }
+            let pruned = tokio::select! {
+                pruned = prune_once(&*self.store, &self.config) => pruned,
+                () = self.stop.cancelled() => return,
+            };
+            pause = match pruned {
+                Ok(true) => PRUNE_EVERY,
+                Ok(false) => PRUNE_PAUSE,
+                Err(error) => {
+                    warn!(%error, "history could not be pruned");
+                    PRUNE_EVERY
+                }
+            };
         }
     }
 

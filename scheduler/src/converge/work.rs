@@ -389,6 +389,7 @@ impl Context {
                 app: job.app.id.clone(),
                 expected_placements,
                 expected_generation: job.app.generation,
+                not_before: job.app.restart_before,
                 picks,
             };
             placed.moved = true;

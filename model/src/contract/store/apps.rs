@@ -260,6 +260,97 @@ pub(super) async fn claims_are_held_renewed_and_lost((store, other): Handles) {
     assert!(claim(&*other, "b", seconds(15)).await, "expired");
     assert!(!claim(&*store, "a", seconds(16)).await);
     let both = app_id("both");
+    assert!(
+        store.history_prune(1, T, seconds(100)).await.expect("an answer") > 0,
+        "it has run out"
+    );
+    assert!(claim(&*store, "a", T).await, "and is forgotten");
     let (a, b) = tokio::join!(store.app_claim(&both, "a", T, ttl), other.app_claim(&both, "b", T, ttl));
     assert_ne!(a.expect("an answer"), b.expect("an answer"), "one of two");
+}
+
+pub(super) async fn a_domain_has_one_app((store, other): Handles) {
+    let named = |id: &str, domains: &[&str]| {
+        let mut intent = deploy(id);
+        intent.app.config.domains = domains.iter().map(|d| (*d).to_owned()).collect();
+        intent
+    };
+    let (first, _) = committed(&*store, &named("first", &["a.example.com", "b.example.com"])).await;
+    let outcome = other
+        .intent_commit(&named("second", &["c.example.com", "b.example.com"]), T)
+        .await;
+    let taken = |domain: &str| IntentOutcome::DomainTaken {
+        domain: domain.into(),
+        owner: first.id.clone(),
+    };
+    assert_eq!(outcome.expect("an answer"), taken("b.example.com"));
+    assert_eq!(
+        store.app_fetch(&app_id("second")).await.expect("an answer"),
+        None,
+        "nothing of it was kept"
+    );
+    let (second, _) = committed(&*store, &named("second", &["c.example.com", "c.example.com"])).await;
+    let mut greedy = change(&second, OperationKind::Configure);
+    greedy.app.config.domains.push("a.example.com".into());
+    assert_eq!(
+        store.intent_commit(&greedy, T).await.expect("an answer"),
+        taken("a.example.com")
+    );
+
+    // Given back by the one, it is free for the other.
+    let mut modest = change(&first, OperationKind::Configure);
+    modest.app.config.domains = vec!["b.example.com".into()];
+    let (first, _) = committed(&*store, &modest).await;
+    committed(&*store, &greedy).await;
+    let mut removal = change(&first, OperationKind::Remove);
+    removal.app.status = AppStatus::Removing;
+    committed(&*store, &removal).await;
+    assert!(store.app_delete(&first.id, T).await.expect("an answer"));
+    committed(&*store, &named("third", &["b.example.com"])).await;
+
+    for round in 0..5 {
+        let domains = [format!("x{round}.example.com"), format!("y{round}.example.com")];
+        let tries = (0..6).map(|n| {
+            let store = Arc::clone(if n % 2 == 0 { &store } else { &other });
+            let mut intent = deploy(&format!("racer-{round}-{n}"));
+            intent.app.config.domains = domains.to_vec();
+            if n % 3 == 0 {
+                intent.app.config.domains.reverse();
+            }
+            tokio::spawn(async move { store.intent_commit(&intent, T).await.expect("an answer") })
+        });
+        let mut won = Vec::new();
+        let mut lost = Vec::new();
+        for outcome in futures::future::join_all(tries).await {
+            match outcome.expect("no panic") {
+                IntentOutcome::Committed(app, _) => won.push(app.id),
+                IntentOutcome::DomainTaken { owner, .. } => lost.push(owner),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((won.len(), lost.len()), (1, 5));
+        assert!(lost.iter().all(|owner| *owner == won[0]), "told whose it is");
+    }
+}
+
+pub(super) async fn a_restart_replaces_what_was_there_whatever_the_clocks_say((store, _): Handles) {
+    add_host(&*store, host("h1", 1_000)).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    // Placed by a machine whose clock is ahead, restarted and placed anew by one whose clock is behind.
+    let old = placed(&*store, &app.id, vec![pick("h1", 10)], seconds(100))
+        .await
+        .remove(0);
+    let app = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+    let mut restart = change(&app, OperationKind::Restart);
+    restart.app.restart_before = Some(seconds(10));
+    let (app, _) = committed(&*store, &restart).await;
+    assert!(app.restart_before > Some(old.placed_at), "{:?}", app.restart_before);
+    let new = placed(&*store, &app.id, vec![pick("h1", 10)], seconds(11))
+        .await
+        .remove(0);
+    assert!(Some(new.placed_at) >= app.restart_before, "{:?}", new.placed_at);
+
+    let app = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+    let (after, _) = committed(&*store, &change(&app, OperationKind::Scale)).await;
+    assert_eq!(after.restart_before, app.restart_before, "only a restart moves it");
 }

@@ -226,3 +226,29 @@ pub(super) async fn history_is_pruned((store, _): Handles) {
         "the key is forgotten after a day: {outcome:?}"
     );
 }
+
+pub(super) async fn pruning_goes_on_until_nothing_is_left((store, _): Handles) {
+    add_host(&*store, host("h1", 4_000_000)).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    for _ in 0..11 {
+        let picks = (0..100).map(|_| pick("h1", 1)).collect();
+        placed(&*store, &app.id, picks, T).await;
+    }
+    let mut gone = 0;
+    let mut rounds = 0;
+    loop {
+        match store
+            .history_prune(20, seconds(2), seconds(3))
+            .await
+            .expect("an answer")
+        {
+            0 => break,
+            n => gone += n,
+        }
+        rounds += 1;
+        assert!(rounds < 10, "{gone} rows gone, and no end");
+    }
+    assert!(rounds > 1, "each round is bounded");
+    assert!(gone > 1_100, "{gone} rows");
+    assert_eq!(store.event_list(0, None, 10).await.expect("an answer"), []);
+}

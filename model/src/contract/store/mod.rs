@@ -45,16 +45,21 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::a_later_operation_supersedes,
         apps::settling_moves_the_way_back,
         apps::claims_are_held_renewed_and_lost,
+        apps::a_domain_has_one_app,
+        apps::a_restart_replaces_what_was_there_whatever_the_clocks_say,
         instances::a_life_is_kept,
         instances::moves_are_compare_and_set,
         instances::illegal_moves_are_refused,
         instances::filters_select,
         instances::history_is_pruned,
+        instances::pruning_goes_on_until_nothing_is_left,
         placement::placed_instances_hold_host_and_port,
         placement::refusals_have_reasons,
         placement::a_changed_app_is_a_conflict,
         placement::eight_placers_never_overbook,
         placement::ports_rest,
+        placement::ports_rest_though_their_host_goes_and_comes_back,
+        placement::weights_never_outgrow_their_column,
         placement::a_nearly_full_range_is_used_up,
         hosts::hosts_come_change_and_go,
         hosts::host_changes_are_compare_and_set,
@@ -152,8 +157,8 @@ fn release(app: &AppId, number: u32) -> Release {
     }
 }
 
-/// A first deploy.
-fn deploy(id: &str) -> Intent {
+/// A first deploy of app `id` with a domain of its own, for tests of a single implementation too.
+pub fn deploy(id: &str) -> Intent {
     let id = app_id(id);
     Intent {
         app: App {
@@ -166,7 +171,7 @@ fn deploy(id: &str) -> Intent {
             last_release: 1,
             restart_before: None,
             config: AppConfig {
-                domains: vec!["shop.example.com".into()],
+                domains: vec![format!("{id}.example.com")],
                 ..AppConfig::default()
             },
             operation: None,
@@ -230,6 +235,7 @@ fn placing(app: &App, picks: Vec<Pick>) -> Placing {
         app: app.id.clone(),
         expected_placements: app.placements,
         expected_generation: app.generation,
+        not_before: app.restart_before,
         picks,
     }
 }

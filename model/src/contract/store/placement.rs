@@ -270,3 +270,73 @@ pub(super) async fn a_nearly_full_range_is_used_up((store, _): Handles) {
     }
     assert_eq!(ports, (20_000..=20_099).collect());
 }
+
+pub(super) async fn ports_rest_though_their_host_goes_and_comes_back((store, _): Handles) {
+    let one_port = |name: &str, address: &str| {
+        let mut host = host(name, 1_000);
+        host.address = address.parse().expect("an address");
+        host.port_range = (20_000, 20_000);
+        host
+    };
+    let gone = async |name: &str, now| {
+        let removal = event(EventKind::Host);
+        let outcome = store.host_remove(&host_name(name), &removal, now).await;
+        assert!(matches!(outcome.expect("an answer"), Outcome::Updated(_)));
+    };
+    add_host(&*store, one_port("h1", "10.0.0.7")).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let try_at = async |name: &str, now| {
+        let app = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+        let outcome = store.instance_place(&placing(&app, vec![pick(name, 10)]), now).await;
+        match outcome.expect("an answer") {
+            PlaceOutcome::Placed { mut placed, refused } => placed.pop().ok_or_else(|| refused[0].1),
+            PlaceOutcome::Conflict => panic!("nobody else places"),
+        }
+    };
+    let instance = try_at("h1", T).await.expect("it is free");
+    moved(&*store, &instance, InstanceChange::Stopped, T).await;
+    gone("h1", seconds(1)).await;
+
+    // Under another name at the same address it rests on, elsewhere it is free.
+    add_host(&*store, one_port("again", "10.0.0.7")).await;
+    add_host(&*store, one_port("other", "10.0.0.8")).await;
+    assert_eq!(try_at("again", seconds(2)).await, Err(RefusedBecause::NoPort));
+    try_at("other", seconds(2))
+        .await
+        .expect("another address, another port");
+    // Gone and back once more, it has to rest no longer than before.
+    gone("again", seconds(3)).await;
+    add_host(&*store, one_port("h1", "10.0.0.7")).await;
+    let rested = T.plus(PORT_REST);
+    let early = rested.minus(Duration::from_millis(1));
+    assert_eq!(try_at("h1", early).await, Err(RefusedBecause::NoPort));
+    assert_eq!(try_at("h1", rested).await.expect("it has rested").port, 20_000);
+}
+
+pub(super) async fn weights_never_outgrow_their_column((store, _): Handles) {
+    add_host(&*store, host("h1", 1_000)).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let heavy = |weight: u32| Pick {
+        cpu_weight: weight,
+        ..pick("h1", 1)
+    };
+    let picks = vec![heavy(u32::MAX - 5), heavy(6), heavy(5), heavy(1), heavy(0)];
+    let outcome = store.instance_place(&placing(&app, picks.clone()), T).await;
+    let PlaceOutcome::Placed { placed, refused } = outcome.expect("an answer") else {
+        panic!("nobody else places");
+    };
+    let full: Vec<_> = [1, 3]
+        .map(|n: usize| (picks[n].instance.clone(), RefusedBecause::HostFull))
+        .into();
+    assert_eq!(refused, full);
+    assert_eq!(placed.len(), 3);
+    let row = store
+        .host_fetch(&host_name("h1"))
+        .await
+        .expect("still readable")
+        .expect("there");
+    assert_eq!(row.reserved_cpu_weight, u32::MAX);
+    let app = store.app_fetch(&app.id).await.expect("an answer").expect("there");
+    let outcome = store.instance_place(&placing(&app, vec![heavy(1)]), T).await;
+    assert!(matches!(outcome, Ok(PlaceOutcome::Placed { refused, .. }) if refused[0].1 == RefusedBecause::HostFull));
+}

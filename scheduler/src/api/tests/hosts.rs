@@ -15,6 +15,7 @@ pub(super) async fn start_instance(world: &World, app: &str, token: &str) -> Ins
         app: app.id.clone(),
         expected_placements: app.placements,
         expected_generation: app.generation,
+        not_before: None,
         picks: vec![Pick {
             instance: InstanceId::random(),
             host: "h1".parse().unwrap(),
