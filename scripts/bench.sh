@@ -1,11 +1,22 @@
 #!/usr/bin/env bash
-# make bench: the benches of the parts, then the times of the whole platform on three Docker hosts (needs root).
+# make bench: the benches of the parts, the gateway beside its peers, then the times of the whole platform on three Docker
+# hosts (needs root). BENCH=parts|gateway|platform runs one of them.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/lib.sh"
 cd "$root"
+which=${BENCH:-all}
+wanted() { [ "$which" = all ] || [ "$which" = "$1" ]; }
 scripts/install-deps.sh test
+scripts/install-deps.sh bench
 cargo build --release --locked -p caas
-cargo bench --locked --workspace --exclude e2e --bench "*"
-cargo build --release --locked -p e2e --bin measure
-as_root env "PATH=$PATH" "HOME=$HOME" CAAS_E2E_BIN=target/release/caas target/release/measure
+if wanted parts; then
+    cargo bench --locked --workspace --exclude e2e --bench "*"
+fi
+if wanted gateway; then
+    cargo run --release --locked -q -p side-by-side
+fi
+if wanted platform; then
+    cargo build --release --locked -p e2e --bin measure
+    as_root env "PATH=$PATH" "HOME=$HOME" CAAS_E2E_BIN=target/release/caas target/release/measure
+fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# install-deps.sh demo|test: installs what the demo or the tests need and the machine lacks. Starts no service.
+# install-deps.sh demo|test|bench: installs what the demo, the tests or the benches need and the machine lacks. Starts no service.
 set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
@@ -8,7 +8,8 @@ demo) wanted=(dockerd:docker.io docker:docker-cli docker-registry:docker-registr
 test) wanted=(dockerd:docker.io docker:docker-cli docker-registry:docker-registry iptables:iptables curl:curl
     ip:iproute2 java:default-jre-headless /usr/share/java/zookeeper.jar:zookeeper mariadbd:mariadb-server
     tini:tini openssl:openssl perl:perl-base nsenter:util-linux) ;;
-*) die "usage: scripts/install-deps.sh demo|test" ;;
+bench) wanted=(haproxy:haproxy nginx:nginx wrk:wrk h2load:nghttp2-client taskset:util-linux setpriv:util-linux) ;;
+*) die "usage: scripts/install-deps.sh demo|test|bench" ;;
 esac
 
 have cargo || die "Rust is missing: install it from https://rustup.rs (curl https://sh.rustup.rs -sSf | sh), then try again."
