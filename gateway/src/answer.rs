@@ -47,6 +47,7 @@ reasons! {
     RequestTimeout = "request_timeout" REQUEST_TIMEOUT "The request did not arrive in time.",
     BodyTooLarge = "body_too_large" PAYLOAD_TOO_LARGE "The request's body is larger than this app accepts.",
     RateLimited = "rate_limited" TOO_MANY_REQUESTS "Too many requests; try again later.",
+    NoUpgrade = "no_upgrade" NOT_IMPLEMENTED "The app speaks HTTP/2, which has no upgrades such as WebSocket.",
     BadAnswer = "bad_answer" BAD_GATEWAY "The app's answer could not be understood.",
     UpstreamClosed = "upstream_closed" BAD_GATEWAY "The app closed the connection without an answer.",
     ConnectFailed = "connect_failed" BAD_GATEWAY "No instance of the app could be reached.",
@@ -80,11 +81,48 @@ impl Reason {
     }
 }
 
+/// How an answer of the gateway's own looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// problem+json (RFC 9457).
+    #[default]
+    Json,
+    /// A page for people.
+    Page,
+    /// What gRPC clients understand: 200 and a status in the header.
+    Grpc,
+}
+
+/// The gRPC status of an HTTP status, for answers that do not come from a gRPC service
+/// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>, as Envoy has it).
+fn grpc_status(status: StatusCode) -> u16 {
+    match status.as_u16() {
+        400 => 13,
+        401 => 16,
+        403 => 7,
+        404 => 12,
+        429 | 502 | 503 | 504 => 14,
+        _ => 2,
+    }
+}
+
+fn grpc_answer(reason: Reason) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::own(Bytes::new()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(grpc_status(reason.status())));
+    headers.insert("grpc-message", HeaderValue::from_static(reason.text()));
+    headers.insert(REASON_HEADER, HeaderValue::from_static(reason.as_str()));
+    response
+}
+
 /// The answer for `reason`; `wait` overrides the seconds of Retry-After.
-/// `html`: the client accepts pages.
-pub(crate) fn answer(reason: Reason, html: bool, wait: Option<u64>) -> Response<ResponseBody> {
+pub(crate) fn answer(reason: Reason, shape: Shape, wait: Option<u64>) -> Response<ResponseBody> {
+    if shape == Shape::Grpc {
+        return grpc_answer(reason);
+    }
     let status = reason.status();
-    let (kind, body) = if html {
+    let (kind, body) = if shape == Shape::Page {
         let title = status.canonical_reason().unwrap_or("Error");
         let page = format!(
             "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{code} {title}</title>\
@@ -146,13 +184,36 @@ mod tests {
 
     #[test]
     fn a_page_for_browsers_and_json_for_the_rest() {
-        let json = answer(Reason::NoEndpoints, false, None);
+        let json = answer(Reason::NoEndpoints, Shape::Json, None);
         assert_eq!(json.status(), 503);
         assert_eq!(json.headers()[header::RETRY_AFTER], "1");
         assert_eq!(json.headers()[REASON_HEADER], "no_endpoints");
         assert_eq!(json.headers()[header::CONTENT_TYPE], "application/problem+json");
-        let page = answer(Reason::UnknownApp, true, None);
+        let page = answer(Reason::UnknownApp, Shape::Page, None);
         assert_eq!(page.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
         assert!(page.headers().get(header::RETRY_AFTER).is_none());
+    }
+    #[test]
+    fn grpc_clients_get_a_status_of_their_own() {
+        for (reason, status) in [
+            (Reason::NoEndpoints, "14"),
+            (Reason::UpstreamTimeout, "14"),
+            (Reason::UnknownApp, "12"),
+            (Reason::Denied, "7"),
+            (Reason::BadHost, "13"),
+            (Reason::BodyTooLarge, "2"),
+        ] {
+            let answer = answer(reason, Shape::Grpc, None);
+            assert_eq!(answer.status(), 200);
+            assert_eq!(answer.headers()["grpc-status"], status);
+            assert_eq!(answer.headers()[REASON_HEADER], reason.as_str());
+        }
+        for reason in Reason::ALL {
+            let plain = |b: u8| (b' '..=b'~').contains(&b) && b != b'%';
+            assert!(
+                reason.text().bytes().all(plain),
+                "{reason:?} needs no encoding in grpc-message"
+            );
+        }
     }
 }

@@ -1,6 +1,7 @@
-//! Bodies on their way through: streamed frame by frame, counted, limited, never collected.
+//! Bodies on their way through: streamed frame by frame, counted and limited. Only the
+//! beginning of a request's is kept, until there is an answer, for the case that it has to be sent once more.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -12,6 +13,7 @@ use hyper::body::Incoming;
 
 use crate::exchange::Exchange;
 use crate::flight::Flight;
+use crate::headers;
 
 /// A request's body as the client's connection gives it.
 pub(crate) enum ClientBody {
@@ -56,52 +58,175 @@ pub(crate) enum Progress {
     Broken,
 }
 
-/// What outlives a request's body, for the side that answers.
-#[derive(Debug)]
+/// Most bytes of a request's body that are kept so that it can be sent once more (Envoy, Pingora and Linkerd keep as many).
+pub(crate) const REPLAY: usize = 64 * 1024;
+
+/// A request's body on the gateway's side: it outlives the connections that read it.
 pub(crate) struct BodyState {
     pub(crate) bytes: Cell<u64>,
     pub(crate) progress: Cell<Progress>,
+    most: u64,
+    exchange: Rc<Exchange>,
+    /// What the client sends; gone once nobody needs it any more.
+    source: RefCell<Option<ClientBody>>,
+    /// All of it so far, while it may have to be sent once more.
+    record: RefCell<Option<Vec<Bytes>>>,
+    /// It will not be sent again: nothing more is kept.
+    settled: Cell<bool>,
+    /// Which reader may read: the last one made.
+    reader: Cell<u32>,
+    /// Which kept part that one reads next.
+    next: Cell<usize>,
+}
+
+impl BodyState {
+    /// `body`, failing beyond `most` bytes.
+    pub(crate) fn new(body: ClientBody, most: u64, exchange: Rc<Exchange>) -> Rc<Self> {
+        exchange.body_open.set(true);
+        Rc::new(Self {
+            bytes: Cell::new(0),
+            progress: Cell::new(Progress::Open),
+            most,
+            exchange,
+            source: RefCell::new(Some(body)),
+            record: RefCell::new(Some(Vec::new())),
+            settled: Cell::new(false),
+            reader: Cell::new(0),
+            next: Cell::new(0),
+        })
+    }
+
+    /// The body from its first byte on, taken from whoever read it before; none when too much was read.
+    pub(crate) fn read(self: &Rc<Self>) -> Option<RequestBody> {
+        if self.settled.get() {
+            return None;
+        }
+        let reader = self.reader.get().wrapping_add(1);
+        self.reader.set(reader);
+        self.next.set(0);
+        let state = Rc::clone(self);
+        Some(RequestBody(Some(Reader { state, reader })))
+    }
+
+    /// It will not be sent again.
+    pub(crate) fn settle(&self) {
+        self.settled.set(true);
+        if self.kept(|parts| parts.is_empty()) {
+            self.record.replace(None);
+        }
+    }
+
+    /// The kept parts that were not read yet.
+    fn kept<T>(&self, read: impl FnOnce(&[Bytes]) -> T) -> T {
+        let record = self.record.borrow();
+        read(
+            record
+                .as_ref()
+                .and_then(|r| r.get(self.next.get()..))
+                .unwrap_or_default(),
+        )
+    }
+
+    /// The next kept part.
+    fn again(&self) -> Option<Bytes> {
+        let part = self.kept(|parts| parts.first().cloned())?;
+        self.next.set(self.next.get() + 1);
+        if self.settled.get() {
+            self.settle();
+        }
+        Some(part)
+    }
+
+    fn end(&self, progress: Progress) {
+        self.progress.set(progress);
+        self.exchange.body_open.set(false);
+        // The answer may be over before the body: what came was no head.
+        self.exchange.head_begun.set(false);
+        self.exchange.linger.set(progress != Progress::Whole);
+    }
+
+    fn keep(&self, data: &Bytes) {
+        if self.settled.get() {
+            return;
+        }
+        if self.bytes.get() > REPLAY as u64 {
+            return self.settle_now();
+        }
+        if let Some(kept) = &mut *self.record.borrow_mut() {
+            kept.push(data.clone());
+            self.next.set(kept.len());
+        }
+    }
+
+    /// Nothing that was kept is read any more.
+    fn settle_now(&self) {
+        self.settled.set(true);
+        self.record.replace(None);
+    }
+
+    /// The next frame from the client.
+    fn poll_source(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        let Some(body) = &mut *source else {
+            return Poll::Ready(Some(Err(BodyError)));
+        };
+        match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+            Some(Ok(mut frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.bytes.set(self.bytes.get() + data.len() as u64);
+                    if self.bytes.get() > self.most {
+                        self.end(Progress::TooLarge);
+                        return Poll::Ready(Some(Err(BodyError)));
+                    }
+                    self.keep(data);
+                } else if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
+                    // They are not kept.
+                    self.settle_now();
+                }
+                if body.is_end_stream() {
+                    self.end(Progress::Whole);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(_)) => {
+                self.end(Progress::Broken);
+                Poll::Ready(Some(Err(BodyError)))
+            }
+            None => {
+                self.end(Progress::Whole);
+                Poll::Ready(None)
+            }
+        }
+    }
 }
 
 /// A request's body as the upstream connection reads it.
-pub(crate) struct RequestBody(Option<Streaming>);
+pub(crate) struct RequestBody(Option<Reader>);
 
-struct Streaming {
-    body: ClientBody,
-    most: u64,
+struct Reader {
     state: Rc<BodyState>,
-    exchange: Rc<Exchange>,
+    reader: u32,
 }
 
 impl RequestBody {
     pub(crate) fn empty() -> Self {
         Self(None)
     }
+}
 
-    /// Streams `body`, failing beyond `most` bytes.
-    pub(crate) fn streaming(body: ClientBody, most: u64, exchange: Rc<Exchange>) -> (Self, Rc<BodyState>) {
-        let state = Rc::new(BodyState {
-            bytes: Cell::new(0),
-            progress: Cell::new(Progress::Open),
-        });
-        exchange.body_open.set(true);
-        let streaming = Streaming {
-            body,
-            most,
-            state: Rc::clone(&state),
-            exchange,
-        };
-        (Self(Some(streaming)), state)
+impl Reader {
+    fn is_last(&self) -> bool {
+        self.reader == self.state.reader.get()
     }
 }
 
-impl Streaming {
-    fn end(&self, progress: Progress) {
-        self.state.progress.set(progress);
-        self.exchange.body_open.set(false);
-        // The answer may be over before the body: what came was no head.
-        self.exchange.head_begun.set(false);
-        self.exchange.linger.set(progress != Progress::Whole);
+impl Drop for Reader {
+    fn drop(&mut self) {
+        // Nobody reads on: the client's connection is to know.
+        if self.is_last() && self.state.settled.get() {
+            self.state.source.replace(None);
+        }
     }
 }
 
@@ -121,44 +246,44 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Some(streaming) = self.0.as_mut() else {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some(reader) = &self.0 else {
             return Poll::Ready(None);
         };
-        match ready!(Pin::new(&mut streaming.body).poll_frame(cx)) {
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    let bytes = streaming.state.bytes.get() + data.len() as u64;
-                    streaming.state.bytes.set(bytes);
-                    if bytes > streaming.most {
-                        streaming.end(Progress::TooLarge);
-                        return Poll::Ready(Some(Err(BodyError)));
-                    }
-                }
-                if streaming.body.is_end_stream() {
-                    streaming.end(Progress::Whole);
-                }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Some(Err(_)) => {
-                streaming.end(Progress::Broken);
-                Poll::Ready(Some(Err(BodyError)))
-            }
-            None => {
-                streaming.end(Progress::Whole);
-                Poll::Ready(None)
-            }
+        if !reader.is_last() {
+            return Poll::Ready(Some(Err(BodyError)));
+        }
+        match reader.state.again() {
+            Some(part) => Poll::Ready(Some(Ok(Frame::data(part)))),
+            None => reader.state.poll_source(cx),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|s| s.body.is_end_stream())
+        self.0.as_ref().is_none_or(|reader| {
+            reader.state.kept(<[Bytes]>::is_empty)
+                && reader.state.source.borrow().as_ref().is_some_and(Body::is_end_stream)
+        })
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), |s| s.body.size_hint())
+        let Some(reader) = &self.0 else {
+            return SizeHint::with_exact(0);
+        };
+        let kept: usize = reader.state.kept(|parts| parts.iter().map(Bytes::len).sum());
+        let rest = match &*reader.state.source.borrow() {
+            Some(body) => body.size_hint(),
+            None => SizeHint::new(),
+        };
+        if kept == 0 {
+            return rest;
+        }
+        let mut hint = SizeHint::new();
+        if let Some(most) = rest.upper() {
+            hint.set_upper(most.saturating_add(kept as u64));
+        }
+        hint.set_lower(rest.lower().saturating_add(kept as u64));
+        hint
     }
 }
 
@@ -220,12 +345,17 @@ impl Body for ResponseBody {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let item = match &mut this.source {
+        let mut item = match &mut this.source {
             Source::Own(bytes) => bytes.take().map(|b| Ok(Frame::data(b))),
             Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
         };
-        match &item {
-            Some(Ok(frame)) => this.count(frame),
+        match &mut item {
+            Some(Ok(frame)) => {
+                this.count(frame);
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::clean_trailers(trailers);
+                }
+            }
             Some(Err(_)) => {
                 if let Some(flight) = &mut this.flight {
                     flight.cut = true;

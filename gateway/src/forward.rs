@@ -2,24 +2,20 @@
 //! one fails. The order of the steps is the order of the lines in [`admit`] and [`attempt`].
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::net::SocketAddr;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::HeaderValue;
+use http::header::{self, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use model::config::Protocol;
 use tokio::net::TcpStream;
 
-use crate::answer::{self, Reason};
-use crate::body::{ClientBody, Progress, RequestBody, ResponseBody};
+use crate::answer::{self, Reason, Shape};
+use crate::body::{BodyState, ClientBody, Progress, RequestBody, ResponseBody};
 use crate::eject::Endpoint;
 use crate::exchange::{Exchange, Phase};
 use crate::flight::{Flight, LogFields};
@@ -29,6 +25,7 @@ use crate::retry::{self, Copy};
 use crate::route::{self, Target};
 use crate::table::{App, Tried};
 use crate::upgrade::Tunnel;
+use crate::upstream::{self, Call, How, Outcome, Sent};
 use crate::worker::Worker;
 
 /// An answer of the gateway's own instead of an app's.
@@ -49,8 +46,10 @@ struct Admitted {
     app: Arc<App>,
     version: Option<Box<str>>,
     request: Request<RequestBody>,
-    /// As it came, when it may be repeated.
-    copy: Option<Copy>,
+    /// As it came, for the case that it is sent again.
+    copy: Copy,
+    /// It may be sent again although an app may have seen it.
+    repeatable: bool,
     rules: Rules,
 }
 
@@ -63,8 +62,8 @@ pub(crate) async fn serve(
     let started = Instant::now();
     exchange.begin();
     let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&exchange), started);
-    let mut html = false;
-    let outcome = match admit(&mut flight, request, &mut html) {
+    let mut shape = Shape::default();
+    let outcome = match admit(&mut flight, request, &mut shape) {
         Ok(admitted) => attempt(&mut flight, admitted).await,
         Err(refusal) => Err(refusal),
     };
@@ -77,7 +76,7 @@ pub(crate) async fn serve(
             if reason.ends_connection() {
                 exchange.linger.set(true);
             }
-            answer::answer(reason, html, wait)
+            answer::answer(reason, shape, wait)
         }
     };
     exchange.phase.set(Phase::Answering);
@@ -94,7 +93,7 @@ pub(crate) async fn serve(
 }
 
 /// Everything that is decided before an endpoint is asked.
-fn admit(flight: &mut Flight, request: Request<ClientBody>, html: &mut bool) -> Result<Admitted, Refusal> {
+fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -> Result<Admitted, Refusal> {
     let (mut parts, body) = request.into_parts();
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
     let shared = &worker.shared;
@@ -102,7 +101,7 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, html: &mut bool) -> 
     exchange.linger.set(!body.is_end_stream());
 
     let seen = headers::inspect(&parts.headers);
-    *html = seen.html;
+    *shape = seen.shape();
     let given_id = seen.request_id.filter(|v| headers::sound_id(v));
     let made_id = given_id.is_none().then(|| worker.request_id());
     if shared.log.is_some() {
@@ -170,26 +169,30 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, html: &mut bool) -> 
     let has_body = !body.is_end_stream();
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
     let upgrade = seen.facts.wants_upgrade() && !has_body && parts.version == Version::HTTP_11;
-    let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key, has_body);
+    if upgrade && settings.config.protocol == Protocol::H2c {
+        return Err(Reason::NoUpgrade.into());
+    }
+    let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key);
     let rules = Rules {
         facts: seen.facts,
         host,
         absolute,
-        upgrade,
+        upgrade: if upgrade {
+            parts.headers.get(header::UPGRADE).cloned()
+        } else {
+            None
+        },
         id: made_id,
     };
     if absolute {
         parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
     }
-    let copy = repeatable.then(|| Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare()));
+    let copy = Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare());
     rules.apply(&mut parts.headers, &exchange.client);
-    let body = if has_body {
-        let (body, state) = RequestBody::streaming(body, settings.max_body, exchange);
-        flight.body = Some(state);
-        body
-    } else {
-        RequestBody::empty()
-    };
+    if has_body {
+        flight.body = Some(BodyState::new(body, settings.max_body, exchange));
+    }
+    let body = body_of(flight).unwrap_or_else(RequestBody::empty);
     // A request of its own: extensions of the front connection must not reach the upstream one.
     let mut request = Request::new(body);
     *request.method_mut() = parts.method;
@@ -200,8 +203,17 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, html: &mut bool) -> 
         version,
         request,
         copy,
+        repeatable,
         rules,
     })
+}
+
+/// The request's body from its first byte on; none when it can't be sent any more.
+fn body_of(flight: &Flight) -> Option<RequestBody> {
+    match &flight.body {
+        Some(state) => state.read(),
+        None => Some(RequestBody::empty()),
+    }
 }
 
 /// The authority of an absolute target, which decides over Host (RFC 9112 3.2.2); `None` for a target that is a path. Targets
@@ -218,21 +230,6 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
     }
 }
 
-/// What became of sending a request on one connection.
-#[derive(Clone, Copy)]
-enum Sent {
-    /// There is a head of an answer.
-    Answer,
-    /// Nothing of it was written: the request is where it was.
-    Unsent,
-    /// The connection ended before an answer.
-    Lost,
-    /// What came is no answer.
-    Bad,
-    /// The timer gave it up.
-    Expired,
-}
-
 /// Asks one endpoint after the other until one answers, or it would be wrong to go on.
 async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Response<ResponseBody>, Refusal> {
     let Admitted {
@@ -240,6 +237,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         version,
         request,
         copy,
+        repeatable,
         rules,
     } = admitted;
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
@@ -270,45 +268,37 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         flight.attempts += 1;
         flight.hold(entered);
         if next.is_none() {
-            let Some(copy) = &copy else { break Err(failure) };
-            let mut again = copy.request();
+            let Some(body) = body_of(flight) else {
+                break Err(failure);
+            };
+            let mut again = copy.request(body);
             rules.apply(again.headers_mut(), &exchange.client);
             next = Some(again);
         }
-        let how = How {
-            only_new,
-            repeatable: copy.is_some(),
+        let call = Call {
+            worker: &worker,
+            exchange: &exchange,
+            app: &app,
+            request: &mut next,
+            answer: &mut answer,
+            how: How { only_new, repeatable },
         };
-        match once(flight, &worker, &exchange, &app, &mut next, &mut answer, how).await {
-            (Sent::Answer, sender) => {
+        let Outcome { sent, kept, sender } = upstream::once(flight, call).await;
+        let again = match sent {
+            Sent::Answer => {
                 flight.upstream = now.elapsed();
-                break accept(flight, answer.take(), sender, rules.upgrade);
+                break accept(flight, answer.take(), sender, &rules);
             }
-            (Sent::Unsent, sender) => {
-                // Nothing was written, so any request may be sent again: to the same endpoint if only a kept connection had died.
-                now = Instant::now();
+            Sent::Unsent | Sent::Refused => {
                 failure = Reason::ConnectFailed;
-                failed(flight, &worker, &mut tried, sender.is_some(), now);
-                free = sender.is_some();
-                only_new |= free;
+                true
             }
-            (Sent::Lost, sender) => {
-                if let Some(reason) = body_failure(flight) {
-                    break Err(reason);
-                }
+            Sent::Lost => {
                 failure = Reason::UpstreamClosed;
-                if copy.is_none() {
-                    break Err(failure);
-                }
-                // An accepted connection proves nothing (Docker's port proxy accepts for dead apps): an end before the first byte of
-                // an answer counts as a failed connect, except on a kept connection, which may just have been too old.
-                now = Instant::now();
-                failed(flight, &worker, &mut tried, sender.is_some(), now);
-                free = sender.is_some();
-                only_new |= free;
+                repeatable
             }
-            (Sent::Bad, _) => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
-            (Sent::Expired, _) => {
+            Sent::Bad => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
+            Sent::Expired => {
                 let reason = if exchange.body_open.get() {
                     Reason::RequestTimeout
                 } else {
@@ -316,11 +306,25 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 };
                 break Err(reason);
             }
+        };
+        if let Some(reason) = body_failure(flight) {
+            break Err(reason);
         }
+        if !again {
+            break Err(failure);
+        }
+        // An accepted connection proves nothing (Docker's port proxy accepts for dead apps): an end before the first byte of
+        // an answer counts as a failed connect, except on a kept connection, which may just have been too old. Then the
+        // same endpoint may be tried once more, on a new one.
+        now = Instant::now();
+        failed(flight, &worker, &mut tried, kept, now);
+        free = kept;
+        only_new |= free;
     };
-    if let Some(copy) = copy {
-        worker.give_back(copy.into_spare());
+    if let Some(body) = &flight.body {
+        body.settle();
     }
+    worker.give_back(copy.into_spare());
     result.map_err(Refusal::from)
 }
 
@@ -383,113 +387,16 @@ fn body_failure(flight: &Flight) -> Option<Reason> {
     }
 }
 
-/// When so many connects failed while a request waits there, and it may be repeated, another endpoint is asked: a host that
-/// has lost power never says that it is gone.
-const GONE: u32 = 2;
-
-/// How a request is sent.
-#[derive(Clone, Copy)]
-struct How {
-    /// On a new connection, whatever is kept.
-    only_new: bool,
-    /// It may be sent again.
-    repeatable: bool,
-}
-
-/// One try at the endpoint that the flight holds. The sender comes back with an answer, and when it was a kept one.
-async fn once(
-    flight: &Flight,
-    worker: &Rc<Worker>,
-    exchange: &Exchange,
-    app: &App,
-    request: &mut Option<Request<RequestBody>>,
-    answer: &mut Option<Response<Incoming>>,
-    how: How,
-) -> (Sent, Option<Sender>) {
-    let Some(entered) = flight.entered() else {
-        return (Sent::Unsent, None);
-    };
-    let endpoint = entered.endpoint();
-    let kept = if how.only_new { None } else { worker.kept(endpoint.id) };
-    let was_kept = kept.is_some();
-    let mut sender = match kept {
-        Some(sender) => {
-            worker.stats().reused.add(1);
-            sender
-        }
-        None => match connect(worker, endpoint.address, app.settings.connect).await {
-            Some(sender) => sender,
-            None => return (Sent::Unsent, None),
-        },
-    };
-    let Some(taken) = request.take() else {
-        return (Sent::Lost, None);
-    };
-    let failures = endpoint.failures();
-    // Heads are large: they are put where they stay instead of being handed from frame to frame.
-    let sent = {
-        let mut sending = pin!(sender.try_send_request(taken));
-        poll_fn(|cx| match sending.as_mut().poll(cx) {
-            Poll::Ready(Ok(response)) => {
-                *answer = Some(response);
-                Poll::Ready(Sent::Answer)
-            }
-            Poll::Ready(Err(mut error)) => Poll::Ready(match error.take_message() {
-                Some(unsent) => {
-                    *request = Some(unsent);
-                    Sent::Unsent
-                }
-                None if error.error().is_parse() => Sent::Bad,
-                None => Sent::Lost,
-            }),
-            Poll::Pending if exchange.expired.get() => Poll::Ready(Sent::Expired),
-            // The connection's timer looks here every now and then, as it does for `expired`.
-            Poll::Pending if how.repeatable && endpoint.failures() >= failures + GONE => Poll::Ready(Sent::Lost),
-            Poll::Pending => Poll::Pending,
-        })
-        .await
-    };
-    let sender = match sent {
-        Sent::Answer => {
-            endpoint.worked();
-            Some(sender)
-        }
-        Sent::Expired => None,
-        Sent::Unsent | Sent::Lost | Sent::Bad => was_kept.then_some(sender),
-    };
-    (sent, sender)
-}
-
-/// A new upstream connection, or none within the time.
-async fn connect(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> Option<Sender> {
-    worker.stats().connects.add(1);
-    let stream = match tokio::time::timeout(within, TcpStream::connect(address)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(_)) | Err(_) => {
-            worker.stats().connect_failures.add(1);
-            return None;
-        }
-    };
-    // Fails only on a dead connection, which shows soon enough.
-    let _ = stream.set_nodelay(true);
-    let (sender, connection) = worker.back.handshake(TokioIo::new(stream)).await.ok()?;
-    tokio::task::spawn_local(async move {
-        // How it ends is heard by whoever uses it.
-        let _ = connection.with_upgrades().await;
-    });
-    Some(sender)
-}
-
 /// Takes an endpoint's answer.
 fn accept(
     flight: &mut Flight,
     response: Option<Response<Incoming>>,
     sender: Option<Sender>,
-    upgrade: bool,
+    rules: &Rules,
 ) -> Result<Response<ResponseBody>, Reason> {
     let response = response.ok_or(Reason::BadAnswer)?;
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-    if upgraded && !upgrade {
+    if upgraded && !headers::switches_as_asked(rules.upgrade.as_ref(), response.headers()) {
         return Err(Reason::BadUpgrade);
     }
     if let (Some(sender), false) = (sender, upgraded) {

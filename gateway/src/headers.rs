@@ -1,11 +1,16 @@
 //! Header rules: what of a request and an answer is sent on. One pass over the names that are there; removals and
 //! additions by name only where one was seen. Nothing that a client sends may pass for what the gateway says.
 
+mod back;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
+use crate::answer::Shape;
 use crate::client::Client;
 use crate::config::plain;
 use crate::limit::Networks;
+
+pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -66,7 +71,8 @@ pub(crate) struct Seen<'a> {
     pub(crate) idempotency_key: bool,
     pub(crate) request_id: Option<&'a HeaderValue>,
     /// The client accepts pages.
-    pub(crate) html: bool,
+    html: bool,
+    grpc: bool,
     pub(crate) facts: Facts,
 }
 
@@ -172,6 +178,7 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             9 if text == "x-real-ip" => f.remove |= X_REAL_IP,
             10 if *name == header::CONNECTION => f.connection(value),
             10 if text == "keep-alive" => f.remove |= KEEP_ALIVE,
+            12 if *name == header::CONTENT_TYPE => seen.grpc = is_grpc(value),
             12 if text == "x-request-id" => seen.request_id = Some(value),
             14 if text == "http2-settings" => f.remove |= HTTP2_SETTINGS,
             15 if text == "idempotency-key" => seen.idempotency_key = true,
@@ -193,6 +200,25 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
     seen
 }
 
+impl Seen<'_> {
+    /// How an answer of the gateway's own is to look.
+    pub(crate) fn shape(&self) -> Shape {
+        match (self.grpc, self.html) {
+            (true, _) => Shape::Grpc,
+            (false, true) => Shape::Page,
+            (false, false) => Shape::Json,
+        }
+    }
+}
+
+/// `application/grpc` and its formats; gRPC-Web is something else.
+fn is_grpc(content_type: &HeaderValue) -> bool {
+    content_type
+        .as_bytes()
+        .strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
 impl Facts {
     /// Whether the client asks for another protocol on this connection.
     pub(crate) fn wants_upgrade(&self) -> bool {
@@ -208,8 +234,8 @@ pub(crate) struct Rules {
     pub(crate) host: HeaderValue,
     /// The name stood in the target: Host has to follow it.
     pub(crate) absolute: bool,
-    /// The request may become a tunnel.
-    pub(crate) upgrade: bool,
+    /// The protocol that the request may become a tunnel for.
+    pub(crate) upgrade: Option<HeaderValue>,
     /// A request id made here.
     pub(crate) id: Option<HeaderValue>,
 }
@@ -218,11 +244,6 @@ impl Rules {
     /// Makes a request's headers what the endpoint is to see.
     pub(crate) fn apply(&self, headers: &mut HeaderMap, client: &Client) {
         let facts = &self.facts;
-        let asked = if self.upgrade {
-            headers.get(header::UPGRADE).cloned()
-        } else {
-            None
-        };
         let keep = client.trusted;
         let mut remove = facts.remove;
         if keep {
@@ -238,10 +259,12 @@ impl Rules {
             }
         }
         if facts.trailers {
+            // TE is for the next hop only and says so (RFC 9110 10.1.4).
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
         }
-        if let Some(asked) = asked {
-            headers.insert(header::UPGRADE, asked);
+        if let Some(asked) = &self.upgrade {
+            headers.insert(header::UPGRADE, asked.clone());
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         }
         // Nothing of these names is left, unless a trusted peer sent it: appending is enough.
@@ -274,32 +297,6 @@ impl Rules {
     }
 }
 
-/// Makes an answer's headers what the client is to see.
-pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
-    let mut facts = Facts::default();
-    for (name, value) in &*headers {
-        match name.as_str().len() {
-            7 if *name == header::UPGRADE => facts.remove |= UPGRADE,
-            10 if *name == header::CONNECTION => facts.connection(value),
-            10 if name.as_str() == "keep-alive" => facts.remove |= KEEP_ALIVE,
-            13 if *name == crate::answer::REASON_HEADER => facts.remove |= REASON,
-            16 if name.as_str() == "proxy-connection" => facts.remove |= PROXY_CONNECTION,
-            // The encoding decided the framing; a length beside it must not reach anybody.
-            17 if *name == header::TRANSFER_ENCODING => facts.remove |= TRANSFER_ENCODING | CONTENT_LENGTH,
-            _ => {}
-        }
-    }
-    if upgraded {
-        facts.remove &= !(UPGRADE | CONNECTION);
-    }
-    if facts.remove != 0 {
-        remove_flagged(headers, facts.remove);
-    }
-    for name in &facts.also {
-        headers.remove(name);
-    }
-}
-
 /// The address of the client that a trusted proxy speaks for: the last one in X-Forwarded-For that is not itself trusted.
 pub(crate) fn client_behind(headers: &HeaderMap, trusted: &Networks) -> Option<std::net::IpAddr> {
     let mut last = None;
@@ -321,11 +318,11 @@ pub(crate) fn sound_id(value: &HeaderValue) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::net::IpAddr;
 
-    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+    pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
             headers.append(
@@ -352,7 +349,7 @@ mod tests {
         let rules = Rules {
             host: HeaderValue::from_static("hello.localhost"),
             absolute: false,
-            upgrade: upgrade && facts.wants_upgrade(),
+            upgrade: (upgrade && facts.wants_upgrade()).then(|| headers[header::UPGRADE].clone()),
             id: None,
             facts,
         };
@@ -440,6 +437,7 @@ mod tests {
         );
         let mut want = vec![
             "authorization: Basic x",
+            "connection: te",
             "content-length: 3",
             "host: hello.localhost",
             "te: trailers",
@@ -480,23 +478,20 @@ mod tests {
     }
 
     #[test]
-    fn answers_lose_framing_and_hop_by_hop() {
-        let pairs = [
-            ("transfer-encoding", "chunked"),
-            ("content-length", "5"),
-            ("connection", "close, x-gone"),
-            ("x-gone", "1"),
-            ("x-stays", "1"),
-            ("upgrade", "h2"),
-            ("keep-alive", "timeout=5"),
-            ("x-caas-reason", "forged"),
-        ];
-        let mut headers = map(&pairs);
-        rewrite_answer(&mut headers, false);
-        assert_eq!(headers, map(&[("x-stays", "1")]));
-        let mut headers = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
-        rewrite_answer(&mut headers, true);
-        assert_eq!(headers.len(), 2);
+    fn answers_of_the_gateway_fit_the_client() {
+        for (pairs, shape) in [
+            (vec![], Shape::Json),
+            (vec![("accept", "text/html,*/*")], Shape::Page),
+            (vec![("content-type", "application/grpc")], Shape::Grpc),
+            (
+                vec![("content-type", "application/grpc+proto"), ("accept", "text/html")],
+                Shape::Grpc,
+            ),
+            (vec![("content-type", "application/grpc-web+proto")], Shape::Json),
+            (vec![("content-type", "application/json")], Shape::Json),
+        ] {
+            assert_eq!(inspect(&map(&pairs)).shape(), shape, "{pairs:?}");
+        }
     }
 
     #[test]

@@ -1,19 +1,33 @@
-//! Unused upstream connections of one worker. A connection is kept only when its last answer came whole and it waits for
+//! Unused HTTP/1.1 upstream connections of one worker. A connection is kept only when its last answer came whole and it waits for
 //! the next request; it belongs to one endpoint (one container), never to an address.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::SendRequest;
 
 use crate::body::RequestBody;
+use crate::h2c::Stream;
+use crate::line::Line;
 
-/// The sending side of an upstream connection.
-pub(crate) type Sender = SendRequest<RequestBody>;
+/// The sending side of an HTTP/1.1 upstream connection.
+pub(crate) struct Http1 {
+    pub(crate) sender: SendRequest<RequestBody>,
+    pub(crate) line: Arc<Line>,
+}
+
+/// What a request holds of an upstream connection until its answer's end.
+pub(crate) enum Sender {
+    /// All of it.
+    Http1(Http1),
+    /// A stream.
+    Http2(Stream),
+}
 
 struct Kept {
-    sender: Sender,
+    sender: Http1,
     since: Instant,
 }
 
@@ -33,15 +47,20 @@ impl Pool {
         }
     }
 
+    /// How long a connection is kept unused.
+    pub(crate) fn keep(&self) -> Duration {
+        self.keep
+    }
+
     /// A connection that is open and waits for a request, with the number of dead ones that went with it.
-    pub(crate) fn take(&self, endpoint: u64) -> (Option<Sender>, u64) {
+    pub(crate) fn take(&self, endpoint: u64) -> (Option<Http1>, u64) {
         let mut gone = 0;
         let mut idle = self.idle.borrow_mut();
         let Some(kept) = idle.get_mut(&endpoint) else {
             return (None, 0);
         };
         while let Some(Kept { sender, .. }) = kept.pop() {
-            if sender.is_ready() {
+            if sender.sender.is_ready() {
                 return (Some(sender), gone);
             }
             gone += 1;
@@ -50,7 +69,7 @@ impl Pool {
     }
 
     /// Keeps a connection; `false` when there are enough.
-    pub(crate) fn put(&self, endpoint: u64, sender: Sender, now: Instant) -> bool {
+    pub(crate) fn put(&self, endpoint: u64, sender: Http1, now: Instant) -> bool {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.entry(endpoint).or_default();
         if kept.len() >= self.per_endpoint {
@@ -65,7 +84,7 @@ impl Pool {
         let mut closed = 0;
         self.idle.borrow_mut().retain(|_, kept| {
             let before = kept.len();
-            kept.retain(|k| k.sender.is_ready() && now.saturating_duration_since(k.since) < self.keep);
+            kept.retain(|k| k.sender.sender.is_ready() && now.saturating_duration_since(k.since) < self.keep);
             closed += (before - kept.len()) as u64;
             !kept.is_empty()
         });

@@ -7,15 +7,15 @@ use http::{HeaderMap, Method, Request, Uri};
 use crate::body::RequestBody;
 
 /// Whether a request may be repeated although an app may have seen it: a safe method, or the client's own word
-/// (Idempotency-Key) that it is recognised; never with a body, which is gone once sent.
-pub(crate) fn may_repeat(method: &Method, idempotency_key: bool, has_body: bool) -> bool {
-    !has_body && (idempotency_key || matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE))
+/// (Idempotency-Key) that it is recognised. What no app has seen may always be repeated.
+pub(crate) fn may_repeat(method: &Method, idempotency_key: bool) -> bool {
+    idempotency_key || matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE)
 }
 
 /// The names and values of a request's headers; the vectors are used again and again.
 pub(crate) type Spare = Vec<(HeaderName, HeaderValue)>;
 
-/// A request without a body, as it came, to be made once more. Copying shares the values' bytes.
+/// A request's head, as it came, to be made once more. Copying shares the values' bytes.
 pub(crate) struct Copy {
     method: Method,
     uri: Uri,
@@ -32,13 +32,13 @@ impl Copy {
         }
     }
 
-    /// The request once more, for `rules` to be applied to.
-    pub(crate) fn request(&self) -> Request<RequestBody> {
+    /// The request once more, for the header rules to be applied to.
+    pub(crate) fn request(&self, body: RequestBody) -> Request<RequestBody> {
         let mut headers = HeaderMap::with_capacity(self.headers.len() + 8);
         for (name, value) in &self.headers {
             headers.append(name.clone(), value.clone());
         }
-        let mut request = Request::new(RequestBody::empty());
+        let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = headers;
@@ -59,13 +59,11 @@ mod tests {
     #[test]
     fn only_what_does_no_harm_is_repeated() {
         for method in [Method::GET, Method::HEAD, Method::OPTIONS, Method::TRACE] {
-            assert!(may_repeat(&method, false, false));
-            assert!(!may_repeat(&method, false, true));
+            assert!(may_repeat(&method, false));
         }
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
-            assert!(!may_repeat(&method, false, false));
-            assert!(may_repeat(&method, true, false));
-            assert!(!may_repeat(&method, true, true));
+            assert!(!may_repeat(&method, false));
+            assert!(may_repeat(&method, true));
         }
     }
 
@@ -76,7 +74,7 @@ mod tests {
         request.headers_mut().append("x-a", HeaderValue::from_static("1"));
         request.headers_mut().append("x-a", HeaderValue::from_static("2"));
         let copy = Copy::of(request.method(), request.uri(), request.headers(), Vec::new());
-        let again = copy.request();
+        let again = copy.request(RequestBody::empty());
         assert_eq!(again.headers(), request.headers());
         assert_eq!((again.method(), again.uri()), (request.method(), request.uri()));
         assert!(copy.into_spare().is_empty());

@@ -12,9 +12,9 @@ use bytes::{Buf as _, Bytes};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::flight::Flight;
+use crate::line::LineIo;
 use crate::worker::Worker;
 
 /// How long the other direction may be silent after one side has closed.
@@ -114,11 +114,11 @@ pub(crate) async fn run(
         flight.cut = true;
         return;
     };
-    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+    let Ok(parts) = upgraded.downcast::<TokioIo<LineIo>>() else {
         flight.cut = true;
         return;
     };
-    let mut endpoint = parts.io.into_inner();
+    let mut endpoint = parts.io.into_inner().into_stream();
     let mut up = Pipe::new(before);
     let mut down = Pipe::new(parts.read_buf);
     worker.stats().tunnels_open.add(1);

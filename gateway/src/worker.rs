@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use crate::client::Client;
 use crate::config::plain;
 use crate::exchange::Limits;
+use crate::h2c;
 use crate::metrics::WorkerStats;
-use crate::pool::{Pool, Sender};
+use crate::pool::{Http1, Pool, Sender};
 use crate::retry::Spare;
 use crate::shared::Shared;
 use crate::table::{App, Table};
@@ -32,10 +33,14 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     pub(crate) pool: Pool,
+    pub(crate) streams: h2c::Shared,
     spares: RefCell<Vec<Spare>>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     pub(crate) front: hyper::server::conn::http1::Builder,
     pub(crate) back: hyper::client::conn::http1::Builder,
+    pub(crate) back2: hyper::client::conn::http2::Builder<h2c::Local>,
+    /// Most bytes that an endpoint may send before the head of its answer is whole, interim answers included.
+    pub(crate) most_before_answer: u32,
     pub(crate) limits: Limits,
     /// How often a connection's timer looks.
     pub(crate) tick: Duration,
@@ -71,10 +76,14 @@ impl Worker {
             index,
             table: RefCell::new(Cache::new(Arc::clone(&shared.table))),
             pool: Pool::new(config.pool_per_endpoint, Duration::from_secs(config.pool_idle_s)),
+            streams: h2c::Shared::default(),
             spares: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into()),
             front,
             back,
+            back2: h2c::builder(config.buffer_bytes),
+            // One head at its largest, and the part of the body that is read along with it.
+            most_before_answer: u32::try_from(config.buffer_bytes.saturating_mul(2)).unwrap_or(u32::MAX),
             limits: Limits {
                 head,
                 idle: Duration::from_secs(config.idle_timeout_s),
@@ -102,16 +111,20 @@ impl Worker {
     }
 
     /// Keeps an upstream connection once it waits for its next request.
-    pub(crate) fn keep(self: &Rc<Self>, endpoint: u64, mut sender: Sender, now: Instant) {
-        if sender.is_ready() {
-            if self.pool.put(endpoint, sender, now) {
+    pub(crate) fn keep(self: &Rc<Self>, endpoint: u64, sender: Sender, now: Instant) {
+        let mut http1 = match sender {
+            Sender::Http1(http1) => http1,
+            Sender::Http2(stream) => return drop(stream),
+        };
+        if http1.sender.is_ready() {
+            if self.pool.put(endpoint, http1, now) {
                 self.stats().pooled.add(1);
             }
-        } else if !sender.is_closed() {
+        } else if !http1.sender.is_closed() {
             let worker = Rc::clone(self);
             tokio::task::spawn_local(async move {
-                let ready = tokio::time::timeout(Duration::from_secs(5), sender.ready()).await;
-                if matches!(ready, Ok(Ok(()))) && worker.pool.put(endpoint, sender, Instant::now()) {
+                let ready = tokio::time::timeout(Duration::from_secs(5), http1.sender.ready()).await;
+                if matches!(ready, Ok(Ok(()))) && worker.pool.put(endpoint, http1, Instant::now()) {
                     worker.stats().pooled.add(1);
                 }
             });
@@ -119,13 +132,13 @@ impl Worker {
     }
 
     /// An upstream connection that waits for a request.
-    pub(crate) fn kept(&self, endpoint: u64) -> Option<Sender> {
-        let (sender, gone) = self.pool.take(endpoint);
-        let left = gone + u64::from(sender.is_some());
+    pub(crate) fn kept(&self, endpoint: u64) -> Option<Http1> {
+        let (http1, gone) = self.pool.take(endpoint);
+        let left = gone + u64::from(http1.is_some());
         if left > 0 {
             self.stats().pooled.sub(left);
         }
-        sender
+        http1
     }
 
     pub(crate) fn spare(&self) -> Spare {
@@ -178,7 +191,9 @@ pub(crate) fn run(
         tokio::task::spawn_local(async move {
             loop {
                 tokio::time::sleep(Duration::from_secs(5)).await;
-                sweeping.stats().pooled.sub(sweeping.pool.sweep(Instant::now()));
+                let now = Instant::now();
+                sweeping.stats().pooled.sub(sweeping.pool.sweep(now));
+                sweeping.streams.sweep(now, sweeping.pool.keep());
             }
         });
         tokio::select! {

@@ -6,6 +6,7 @@ extern crate caas_gateway as gateway;
 
 mod faults;
 mod follow;
+mod h2c;
 mod hostile;
 mod hostile_answers;
 mod limits;

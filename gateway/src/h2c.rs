@@ -1,0 +1,216 @@
+//! Upstream connections that speak HTTP/2 without TLS (RFC 9113 3.3): few per endpoint and worker, each shared by many
+//! requests. A connection takes requests only once the endpoint has proved that it speaks HTTP/2.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::future::{Future, poll_fn};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use hyper::client::conn::http2;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use crate::body::RequestBody;
+use crate::line::LineIo;
+
+/// Most streams that are opened on one connection. Together with the two windows it means that requests whose clients don't read
+/// never hold up others: the connection's window can't be used up by streams that have used up theirs.
+const STREAMS: usize = 64;
+/// Bytes of an answer that an endpoint may send ahead per stream.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same per connection.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS as u32;
+/// Most connections per endpoint and worker; beyond them requests wait for a stream.
+const CONNECTIONS: usize = 32;
+
+/// Runs the library's tasks on the worker's own thread.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Local;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// The library's settings; heads of answers are at most `max_head` bytes.
+pub(crate) fn builder(max_head: usize) -> http2::Builder<Local> {
+    let mut builder = http2::Builder::new(Local);
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .initial_max_send_streams(STREAMS)
+        .max_header_list_size(u32::try_from(max_head).unwrap_or(u32::MAX));
+    builder
+}
+
+/// One connection.
+struct Connection {
+    sender: http2::SendRequest<RequestBody>,
+    /// Requests on it.
+    open: Cell<usize>,
+    /// Most requests that the endpoint takes at once, by its settings.
+    most: Rc<Cell<usize>>,
+    /// The same by what it refused.
+    refused: Cell<usize>,
+    /// No further request goes here.
+    retired: Cell<bool>,
+    /// When the last request left.
+    since: Cell<Instant>,
+}
+
+impl Connection {
+    fn usable(&self) -> bool {
+        !self.retired.get() && !self.sender.is_closed()
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.get() < self.most.get().min(self.refused.get())
+    }
+}
+
+/// One request's place on a connection.
+pub(crate) struct Stream(Rc<Connection>);
+
+impl Stream {
+    fn enter(connection: &Rc<Connection>) -> Self {
+        connection.open.set(connection.open.get() + 1);
+        Self(Rc::clone(connection))
+    }
+
+    pub(crate) fn sender(&self) -> http2::SendRequest<RequestBody> {
+        self.0.sender.clone()
+    }
+
+    /// The endpoint does not take as many requests as there are.
+    pub(crate) fn full(&self) {
+        self.0.refused.set(self.0.open.get().saturating_sub(1).max(1));
+    }
+
+    /// No further request is sent on the connection; those that are there may finish.
+    pub(crate) fn retire(&self) {
+        self.0.retired.set(true);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get() - 1);
+        self.0.since.set(Instant::now());
+    }
+}
+
+/// The connections to one endpoint.
+#[derive(Default)]
+struct Lines {
+    open: RefCell<Vec<Rc<Connection>>>,
+    /// Held by who connects, so that requests that come together share what they get.
+    dialling: tokio::sync::Mutex<()>,
+    /// Connects that failed.
+    failures: Cell<u32>,
+}
+
+impl Lines {
+    /// A place on the connection with the most requests that still has one, so that the others may become idle.
+    fn place(&self) -> Option<Stream> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|c| c.usable());
+        let free = open.iter().filter(|c| c.has_room());
+        if let Some(best) = free.max_by_key(|c| c.open.get()) {
+            return Some(Stream::enter(best));
+        }
+        if open.len() < CONNECTIONS {
+            return None;
+        }
+        open.iter().min_by_key(|c| c.open.get()).map(Stream::enter)
+    }
+}
+
+/// All connections of a worker.
+#[derive(Default)]
+pub(crate) struct Shared(RefCell<HashMap<u64, Rc<Lines>, ahash::RandomState>>);
+
+impl Shared {
+    /// A place on a connection to `endpoint`, and whether the connection was there already. `connect` makes a socket.
+    pub(crate) async fn take(
+        &self,
+        endpoint: u64,
+        builder: &http2::Builder<Local>,
+        within: Duration,
+        connect: impl Future<Output = Option<TcpStream>>,
+    ) -> Option<(Stream, bool)> {
+        let lines = Rc::clone(self.0.borrow_mut().entry(endpoint).or_default());
+        if let Some(stream) = lines.place() {
+            return Some((stream, true));
+        }
+        let failures = lines.failures.get();
+        let _dialling = lines.dialling.lock().await;
+        if let Some(stream) = lines.place() {
+            return Some((stream, true));
+        }
+        if lines.failures.get() != failures {
+            return None;
+        }
+        let opened = match connect.await {
+            Some(stream) => tokio::time::timeout(within, open(builder, stream)).await.ok().flatten(),
+            None => None,
+        };
+        let Some(connection) = opened else {
+            lines.failures.set(lines.failures.get().wrapping_add(1));
+            return None;
+        };
+        let stream = Stream::enter(&connection);
+        lines.open.borrow_mut().push(connection);
+        Some((stream, false))
+    }
+
+    /// Closes what has been unused for `keep`, and forgets what is closed.
+    pub(crate) fn sweep(&self, now: Instant, keep: Duration) {
+        self.0.borrow_mut().retain(|_, lines| {
+            let mut open = lines.open.borrow_mut();
+            open.retain(|c| c.usable() && (c.open.get() > 0 || now.saturating_duration_since(c.since.get()) < keep));
+            !open.is_empty() || Rc::strong_count(lines) > 1
+        });
+    }
+}
+
+/// Makes a connection of a socket: both sides have said that they speak HTTP/2, and how many streams there may be is known.
+async fn open(builder: &http2::Builder<Local>, stream: TcpStream) -> Option<Rc<Connection>> {
+    let (io, line) = LineIo::new(stream);
+    let (sender, connection) = builder.handshake(TokioIo::new(io)).await.ok()?;
+    let mut connection = Box::pin(connection);
+    poll_fn(|cx| {
+        // Its end before the first frame means that this is no HTTP/2.
+        if connection.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        line.poll_heard(cx).map(Some)
+    })
+    .await?;
+    // A first frame that is none ends the connection as soon as the library's own task has looked at it.
+    tokio::task::yield_now().await;
+    if poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await {
+        return None;
+    }
+    let most = Rc::new(Cell::new(STREAMS.min(connection.current_max_send_streams())));
+    let known = Rc::clone(&most);
+    tokio::task::spawn_local(async move {
+        poll_fn(|cx| {
+            let ended = connection.as_mut().poll(cx).is_ready();
+            known.set(STREAMS.min(connection.current_max_send_streams()));
+            if ended { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    });
+    Some(Rc::new(Connection {
+        sender,
+        open: Cell::new(0),
+        most,
+        refused: Cell::new(usize::MAX),
+        retired: Cell::new(false),
+        since: Cell::new(Instant::now()),
+    }))
+}
