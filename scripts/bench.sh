@@ -18,5 +18,5 @@ if wanted gateway; then
 fi
 if wanted platform; then
     cargo build --release --locked -p e2e --bin measure
-    as_root env "PATH=$PATH" "HOME=$HOME" CAAS_E2E_BIN=target/release/caas target/release/measure
+    as_root env "PATH=$PATH" "HOME=$HOME" CAAS_E2E_BIN=target/release/caas target/release/measure --check
 fi

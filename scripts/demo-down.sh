@@ -3,7 +3,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/lib.sh"
-work=$root/.work/demo
+work=${CAAS_DEMO_DIR:-$root/.work/demo}
 run=/run/caas-demo
 if [ ! -d "$work" ]; then
     echo "no demo is here"
@@ -21,8 +21,10 @@ if [ -S "$socket" ]; then
         docker ps -aq --filter "label=caas.platform=$platform" | xargs -r docker --host "unix://$socket" rm -f >/dev/null
     fi
     registry=127.0.0.1:$(cat "$work/registry.port" 2>/dev/null || echo 5000)
-    docker images -q --filter "reference=$registry/hello" | sort -u |
-        xargs -r docker --host "unix://$socket" rmi -f >/dev/null || true
+    # By name, not by id: a stranger's image may be the same under another name.
+    docker images --digests --filter "reference=$registry/hello" \
+        --format '{{.Repository}}:{{.Tag}} {{.Repository}}@{{.Digest}}' | tr ' ' '\n' | { grep -v '<none>' || true; } |
+        while read -r image; do docker rmi "$image" >/dev/null 2>&1 || true; done
 fi
 stop_recorded "$work/registry.pid"
 
@@ -63,5 +65,5 @@ if grep -qsF "$work/" "$context"; then
     rmdir --ignore-fail-on-non-empty "$(dirname "$context")"
 fi
 as_root rm -rf "$work"
-rmdir --ignore-fail-on-non-empty "$root/.work"
+[ ! -d "$root/.work" ] || rmdir --ignore-fail-on-non-empty "$root/.work"
 echo "the demo is gone"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # make demo: the whole platform on this machine, with a sample app on it. May be run again at any time.
+# CAAS_DEMO_DIR: the folder of everything it makes, default .work/demo. CAAS_BIN: a caas that is built already.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/scripts/lib.sh"
 cd "$root"
-work=$root/.work/demo
+work=${CAAS_DEMO_DIR:-$root/.work/demo}
 run=/run/caas-demo
 mkdir -p "$work"
 began=$(date +%s)

@@ -21,9 +21,10 @@ step cargo clippy --workspace --all-targets --locked -- -D warnings
 # All steps select the whole workspace, so that each dependency is compiled once, with one set of features.
 # This one builds the `caas` program too, which the scenarios run.
 if cargo nextest --version >/dev/null 2>&1; then
-    step cargo nextest run --workspace --locked -E 'not package(e2e)'
+    step cargo nextest run --workspace --locked -E 'not (package(e2e) and kind(test))'
 else
     step cargo test --workspace --exclude e2e --locked --quiet
+    step cargo test --workspace --lib --bin measure --locked --quiet
     step cargo build --workspace --locked
 fi
 if [ "$(id -u)" != 0 ]; then

@@ -20,6 +20,7 @@ pub mod proxy;
 pub mod registry;
 pub mod roles;
 pub mod wait;
+pub mod ws;
 pub mod zk;
 pub mod zookeeper;
 

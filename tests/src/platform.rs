@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::json;
+use tokio::io::AsyncBufReadExt as _;
 
 use crate::api::Api;
 use crate::check::Db;
@@ -37,6 +39,8 @@ pub struct Platform {
     pub fleet: Arc<Fleet>,
     /// Its API, with the admin token.
     pub api: Api,
+    /// registry-sync's admin port.
+    pub sync_admin: SocketAddr,
     /// Where its gateways answer.
     pub gateways: Vec<SocketAddr>,
     /// The gateways' admin ports.
@@ -51,8 +55,9 @@ pub struct Platform {
     pub dir: PathBuf,
 }
 
-fn loopback() -> Result<SocketAddr> {
-    Ok(SocketAddr::from(([127, 0, 0, 1], process::free_port("127.0.0.1")?)))
+/// A free port of an address of this side.
+fn port_of(address: &str) -> Result<SocketAddr> {
+    Ok(SocketAddr::new(address.parse()?, process::free_port(address)?))
 }
 
 impl Platform {
@@ -74,12 +79,7 @@ impl Platform {
     }
 
     async fn all_in_one(fleet: Arc<Fleet>, dir: PathBuf, token: &str) -> Result<Self> {
-        let settings = Settings {
-            listen: loopback()?,
-            admin: loopback()?,
-            api: loopback()?,
-            sync_admin: loopback()?,
-        };
+        let settings = Settings::pick(&fleet)?;
         let config = settings.write(
             &fleet,
             &dir,
@@ -93,6 +93,7 @@ impl Platform {
         Ok(Self {
             mode: Mode::AllInOne,
             api: Api::new(vec![settings.api], token),
+            sync_admin: settings.sync_admin,
             gateways: vec![settings.listen],
             admins: vec![settings.admin],
             db: Db::sqlite(&dir.join("caas.db")).await?,
@@ -107,7 +108,7 @@ impl Platform {
         let store = fleet.mariadb.database("caas").await?;
         let registry = fleet.zookeeper.url();
         let mut roles = Vec::new();
-        let (mut apis, mut gateways, mut admins) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut apis, mut syncs, mut gateways, mut admins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (kind, number) in [
             ("scheduler", 1),
             ("scheduler", 2),
@@ -115,12 +116,7 @@ impl Platform {
             ("gateway", 1),
             ("gateway", 2),
         ] {
-            let settings = Settings {
-                listen: loopback()?,
-                admin: loopback()?,
-                api: loopback()?,
-                sync_admin: loopback()?,
-            };
+            let settings = Settings::pick(&fleet)?;
             let name = format!("{kind}-{number}");
             let config = settings.write(&fleet, &dir, &name, &store, &registry)?;
             let ready = match kind {
@@ -128,7 +124,10 @@ impl Platform {
                     apis.push(settings.api);
                     (settings.api, "/healthz/ready")
                 }
-                "registry-sync" => (settings.sync_admin, "/ready"),
+                "registry-sync" => {
+                    syncs.push(settings.sync_admin);
+                    (settings.sync_admin, "/ready")
+                }
                 _ => {
                     gateways.push(settings.listen);
                     admins.push(settings.admin);
@@ -153,6 +152,7 @@ impl Platform {
         Ok(Self {
             mode: Mode::Separate,
             api: Api::new(apis, token),
+            sync_admin: syncs[0],
             gateways,
             admins,
             db: Db::mysql(&store).await?,
@@ -322,22 +322,59 @@ impl Platform {
         Ok(())
     }
 
-    /// Runs the command line as a user would; output and exit code.
-    pub async fn cli(&self, args: &[&str]) -> Result<(i32, String, String)> {
+    /// The command line as a user would call it, not yet run.
+    pub fn command(&self, args: &[&str]) -> Result<tokio::process::Command> {
         let mut command = tokio::process::Command::new(roles::binary()?);
         command
             .args(args)
             .env("HOME", self.dir.join("home"))
             .env_remove("XDG_CONFIG_HOME")
-            .kill_on_drop(true);
-        command
             .env("CAAS_ADDR", format!("http://{}", self.api.addresses[0]))
-            .env("CAAS_TOKEN", &self.api.token);
+            .env("CAAS_TOKEN", &self.api.token)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    /// Runs it; exit code, standard output and standard error.
+    pub async fn cli(&self, args: &[&str]) -> Result<(i32, String, String)> {
+        let mut command = self.command(args)?;
         let done = tokio::time::timeout(Duration::from_secs(90), command.output())
             .await
             .with_context(|| format!("caas {args:?}: not done within 90 s"))??;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok((done.status.code().unwrap_or(-1), text(&done.stdout), text(&done.stderr)))
+    }
+
+    /// Runs one that does not end by itself (`-f`) until a line of its standard output contains `wanted`, while `meanwhile`
+    /// happens; that line.
+    pub async fn cli_until(
+        &self,
+        args: &[&str],
+        wanted: &str,
+        meanwhile: impl Future<Output = Result<()>>,
+    ) -> Result<String> {
+        let mut child = self
+            .command(args)?
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut lines = tokio::io::BufReader::new(child.stdout.take().context("its output")?).lines();
+        let read = async {
+            while let Some(line) = lines.next_line().await? {
+                if line.contains(wanted) {
+                    return Ok(line);
+                }
+            }
+            bail!("caas {args:?} ended without {wanted:?}")
+        };
+        let read = async {
+            tokio::time::timeout(Duration::from_secs(30), read)
+                .await
+                .with_context(|| format!("caas {args:?} did not show {wanted:?} within 30 s"))?
+        };
+        let (line, ()) = futures::try_join!(read, meanwhile)?;
+        Ok(line)
     }
 
     /// The same; it must end with 0.
@@ -383,6 +420,16 @@ struct Settings {
 }
 
 impl Settings {
+    /// Free ports; the API's where containers reach it, the others on loopback.
+    fn pick(fleet: &Fleet) -> Result<Self> {
+        Ok(Self {
+            listen: port_of("127.0.0.1")?,
+            admin: port_of("127.0.0.1")?,
+            api: port_of(&format!("{}.1", fleet.net))?,
+            sync_admin: port_of("127.0.0.1")?,
+        })
+    }
+
     /// Writes `{name}.toml`; its path.
     fn write(&self, fleet: &Fleet, dir: &Path, name: &str, store: &str, registry: &str) -> Result<String> {
         let path = dir.join(format!("{name}.toml"));
@@ -390,7 +437,8 @@ impl Settings {
             "[store]\nurl = {store:?}\n\n[registry]\nurl = {registry:?}\n\n[engine]\ntls_dir = {tls:?}\n\n\
              [gateway]\nlisten = \"{listen}\"\nadmin = \"{admin}\"\ndomain = {DOMAIN:?}\nid = {name:?}\nsnapshot_file = {snapshot:?}\ndrain_delay_s = 0\n\n\
              [scheduler]\nlisten = \"{api}\"\ndefault_registry = {images:?}\nallow_fake_engines = true\n\n\
-             [scheduler.converge]\nscheduler_id = {name:?}\n\n[registry_sync]\nadmin = \"{sync}\"\n",
+             [scheduler.converge]\nscheduler_id = {name:?}\napi_url = \"http://{api}\"\nstats_interval_s = 4\n\n\
+             [registry_sync]\nadmin = \"{sync}\"\n",
             tls = fleet.pki.client().to_string_lossy(),
             listen = self.listen,
             admin = self.admin,

@@ -21,12 +21,17 @@ pub async fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = 
     output(command).await
 }
 
-/// The same for a prepared command.
-pub async fn output(mut command: tokio::process::Command) -> Result<String> {
+/// The same for a prepared command, within 60 s.
+pub async fn output(command: tokio::process::Command) -> Result<String> {
+    output_within(Duration::from_secs(60), command).await
+}
+
+/// The same with a limit.
+pub async fn output_within(limit: Duration, mut command: tokio::process::Command) -> Result<String> {
     let shown = format!("{:?}", command.as_std());
-    let done = tokio::time::timeout(Duration::from_secs(60), command.output())
+    let done = tokio::time::timeout(limit, command.output())
         .await
-        .map_err(|_| anyhow!("{shown}: not done within 60 s"))?
+        .map_err(|_| anyhow!("{shown}: not done within {limit:?}"))?
         .with_context(|| format!("could not run {shown}"))?;
     let text = String::from_utf8_lossy(&done.stdout).into_owned();
     if !done.status.success() {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use e2e::wait::expect;
-use e2e::{Platform, load, platform};
+use e2e::{Platform, load};
 use serde_json::{Value, json};
 
 crate::support::in_both_modes! {
@@ -14,7 +14,6 @@ crate::support::in_both_modes! {
     restart_under_load,
     stop_start_rollback,
     routes_follow_the_configuration,
-    the_command_line,
 }
 
 async fn a_pushed_image_is_deployed_and_answers_in_turn(p: &Platform) -> Result<()> {
@@ -192,85 +191,65 @@ async fn stop_start_rollback(p: &Platform) -> Result<()> {
 }
 
 async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
-    p.deploy_hello("shop", "1", 1, json!({"memory_mb": 32})).await?;
-    let app = p.api.call("GET", "/apps/shop", None).await?;
-    let config = json!({"domains": ["shop.example.com"], "limits": {"deny": ["127.0.0.0/8"]}});
-    p.api
-        .call_with("PUT", "/apps/shop/config", Some(&config), &[("if-match", &app.etag)])
-        .await?
-        .ok()?;
-    let status = async |domain: &str, wanted: u16| {
-        let seen = async || {
-            let answer = load::get(&p.http, p.gateways[0], domain, "/").await?;
-            if answer.status == wanted {
-                Ok(())
-            } else {
-                Err(format!("{answer:?}"))
+    // Everything comes from the app's file; no container is replaced when it changes.
+    let file = p.dir.join("shop.toml");
+    let path = file.to_str().unwrap_or_default().to_owned();
+    let text = format!(
+        "app = \"shop\"\nversion = \"1\"\nimage = {:?}\nmemory = \"32M\"\n\
+         [config]\ndomains = [\"shop.example.com\"]\n[config.limits]\ndeny = [\"127.0.0.0/8\"]\n",
+        p.hello("1")
+    );
+    std::fs::write(&file, text)?;
+    p.cli_ok(&["deploy", "-f", &path]).await?;
+    let before = ids(p, "shop").await?;
+    let seen = async |domain: &str, status: u16, reason: &str| {
+        let what = format!("{status} {reason} of {domain}");
+        let look = async || {
+            for gateway in &p.gateways {
+                let answer = load::get(&p.http, *gateway, domain, "/").await?;
+                let told = answer.headers.get("x-caas-reason").and_then(|v| v.to_str().ok());
+                if answer.status != status || told.unwrap_or_default() != reason {
+                    return Err(format!("{answer:?}"));
+                }
             }
+            Ok(())
         };
-        e2e::wait::until(&format!("{wanted} of {domain}"), Duration::from_secs(5), seen).await
+        e2e::wait::until(&what, Duration::from_secs(5), look).await
     };
-    status("shop.example.com", 403).await?;
-    p.api
-        .call(
-            "PUT",
-            "/apps/shop/config",
-            Some(&json!({"domains": ["shop.example.com"]})),
-        )
-        .await?
-        .ok()?;
-    status("shop.example.com", 200).await?;
-    p.api.call("PUT", "/apps/shop/config", Some(&json!({}))).await?.ok()?;
-    status("shop.example.com", 404).await?;
-    Ok(())
-}
-
-async fn the_command_line(p: &Platform) -> Result<()> {
-    let image = p.hello("1");
-    p.cli_ok(&[
-        "deploy",
-        "verbs:1",
-        "--image",
-        &image,
-        "--instances",
-        "2",
-        "--memory",
-        "32M",
-    ])
-    .await?;
-    let table = p.cli_ok(&["ps", "verbs"]).await?;
-    expect(table.matches("verbs").count() >= 2 && table.contains("running"), || {
-        table.clone()
-    })?;
-    let instances: Value = serde_json::from_str(&p.cli_ok(&["ps", "verbs", "-o", "json"]).await?)?;
-    expect(platform::list(&instances).len() == 2, || instances.to_string())?;
-    for (args, wanted) in [
-        (&["apps"][..], "verbs"),
-        (&["info", "verbs"], "verbs"),
-        (&["why", "verbs"], "h"),
-        (&["host", "ls"], "h3"),
-        (&["op", "ls"], "deploy"),
-        (&["events", "--app", "verbs"], "verbs"),
-        (&["logs", "verbs", "--tail", "20"], "listening on port"),
-        (&["scale", "verbs", "3"], "3"),
-        (&["deploy", "verbs:2", "--image", &p.hello("2")], "verbs"),
-        (&["rollback", "verbs"], "verbs"),
-        (&["restart", "verbs"], "verbs"),
-        (&["stop", "verbs"], "verbs"),
-        (&["start", "verbs"], "verbs"),
-        (&["doctor"], ""),
-    ] {
-        let out = p.cli_ok(args).await?;
-        expect(out.contains(wanted), || {
-            format!("caas {args:?} does not show {wanted:?}:\n{out}")
-        })?;
+    let version = p.domain("1--shop");
+    for domain in ["shop.example.com", &p.domain("shop"), &version] {
+        seen(domain, 403, "denied").await?;
     }
-    p.answers("verbs", "1", 3).await?;
-    let (code, _, error) = p.cli(&["deploy", "verbs:404"]).await?;
-    expect(code == 1 || code == 2, || format!("exit code {code}: {error}"))?;
-    expect(error.contains("404"), || error.clone())?;
-    let (code, ..) = p.cli(&["info", "nobody"]).await?;
-    expect(code == 1, || format!("exit code {code} for an unknown app"))?;
-    p.cli_ok(&["rm", "verbs"]).await?;
-    Ok(())
+    let configure = async |config: Value| p.api.call("PUT", "/apps/shop/config", Some(&config)).await?.ok();
+    configure(json!({"domains": ["shop.example.com"]})).await?;
+    for domain in ["shop.example.com", &p.domain("shop"), &version] {
+        seen(domain, 200, "").await?;
+    }
+    seen(&p.domain("2--shop"), 503, "no_endpoints").await?;
+
+    // A rate: what is above it is told when to come again, and the next second goes on.
+    configure(json!({"limits": {"requests_per_second_per_client": 5}})).await?;
+    seen("shop.example.com", 404, "unknown_app").await?;
+    let limited = async || {
+        for _ in 0..20 {
+            let answer = p.visit("shop", "/").await?;
+            if answer.status == 429 {
+                return Ok(answer);
+            }
+        }
+        Err("no request was limited".to_owned())
+    };
+    let (answer, _) = e2e::wait::until("429 above the rate", Duration::from_secs(5), limited).await?;
+    let told = answer
+        .headers
+        .get("x-caas-reason")
+        .is_some_and(|reason| reason == "rate_limited");
+    expect(told && answer.headers.contains_key("retry-after"), || {
+        format!("{answer:?}")
+    })?;
+    seen(&p.domain("shop"), 200, "").await?;
+
+    configure(json!({})).await?;
+    let after = ids(p, "shop").await?;
+    expect(before == after, || format!("instances changed: {before:?} {after:?}"))
 }

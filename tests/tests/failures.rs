@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use e2e::Platform;
 use e2e::wait::{expect, until};
 use serde_json::{Value, json};
+
+use crate::support::failed_with;
 
 crate::support::in_both_modes! {
     a_killed_container_is_replaced_under_load,
@@ -15,34 +17,11 @@ crate::support::in_both_modes! {
     a_version_that_exits_at_once_fails_and_the_old_one_stays,
     a_version_that_never_answers_fails_and_the_old_one_stays,
     a_first_deploy_that_fails_says_why,
-    an_app_without_a_health_route_counts_as_alive,
     restart_in_place_on_failure,
     an_app_left_alone_on_failure,
 }
 
 const SMALL: u32 = 32;
-
-/// Waits until an instance of `app` shows a failure of that code; its row.
-async fn failed_with(p: &Platform, app: &str, code: &str) -> Result<Value> {
-    let (instance, _) = until(
-        &format!("an instance of {app} failed with {code}"),
-        Duration::from_secs(30),
-        async || {
-            let all = p
-                .api
-                .get(&format!("/instances?app={app}&all=true"))
-                .await
-                .map_err(|e| format!("{e:#}"))?;
-            let list = e2e::platform::list(&all);
-            list.iter()
-                .find(|i| i["failure"]["code"] == code)
-                .cloned()
-                .ok_or_else(|| all.to_string())
-        },
-    )
-    .await?;
-    Ok(instance)
-}
 
 async fn a_killed_container_is_replaced_under_load(p: &Platform) -> Result<()> {
     p.deploy_hello("killed", "1", 3, json!({"memory_mb": SMALL})).await?;
@@ -173,14 +152,6 @@ async fn a_first_deploy_that_fails_says_why(p: &Platform) -> Result<()> {
         format!("the log's end is not shown:\n{said}")
     })?;
     p.remove("broken").await
-}
-
-async fn an_app_without_a_health_route_counts_as_alive(p: &Platform) -> Result<()> {
-    p.deploy_hello("plain", "1", 1, json!({"memory_mb": SMALL, "env": {"MODE": "noping"}}))
-        .await?;
-    let instances = p.api.instances("plain").await?;
-    let first = instances.first().context("an instance")?;
-    expect(first["assumed_healthy"] == true, || first.to_string())
 }
 
 async fn restart_in_place_on_failure(p: &Platform) -> Result<()> {

@@ -4,9 +4,14 @@
 
 mod bad_input;
 mod basics;
+mod demo;
 mod engines;
 mod failures;
+mod health;
 mod outages;
+mod placements;
 mod scale;
+mod streams;
 mod support;
 mod tidy;
+mod verbs;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use e2e::{Fleet, Mode, Platform, platform};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
@@ -115,6 +116,28 @@ async fn clean(platform: &Platform) -> Result<()> {
         .collect();
     futures::future::try_join_all(ids.iter().map(|id| platform.remove(id))).await?;
     Ok(())
+}
+
+/// Waits until an instance of `app` shows a failure of that code; its row.
+pub(crate) async fn failed_with(p: &Platform, app: &str, code: &str) -> Result<Value> {
+    let (instance, _) = e2e::wait::until(
+        &format!("an instance of {app} failed with {code}"),
+        Duration::from_secs(30),
+        async || {
+            let all = p
+                .api
+                .get(&format!("/instances?app={app}&all=true"))
+                .await
+                .map_err(|e| format!("{e:#}"))?;
+            let list = e2e::platform::list(&all);
+            list.iter()
+                .find(|i| i["failure"]["code"] == code)
+                .cloned()
+                .ok_or_else(|| all.to_string())
+        },
+    )
+    .await?;
+    Ok(instance)
 }
 
 /// Makes one test per mode of each scenario.

@@ -1,6 +1,9 @@
 //! A small HTTP/1.1 app without a framework: it tells which instance answered, and misbehaves on request.
 //! See README.md for its routes and modes.
 
+mod heartbeat;
+mod streams;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -44,8 +47,16 @@ fn main() -> io::Result<()> {
         "eat" => {
             thread::spawn(|| eat(1 << 20));
         }
+        "burn" => {
+            thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            });
+        }
         _ => {}
     }
+    heartbeat::start();
 
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     let stubborn = mode == "stubborn";
@@ -90,6 +101,8 @@ struct Request {
     query: String,
     json: bool,
     close: bool,
+    /// `Sec-WebSocket-Key`
+    websocket: Option<String>,
     body: Vec<u8>,
 }
 
@@ -99,9 +112,22 @@ fn serve(stream: &TcpStream, mode: &str) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
     while let Some(request) = read_request(&mut reader, stream)? {
         OPEN.fetch_add(1, Ordering::SeqCst);
-        let answer = answer(&request, mode);
-        let close = request.close || STOPPING.load(Ordering::SeqCst);
-        let written = write_answer(stream, &request, answer, close);
+        let mut close = request.close || STOPPING.load(Ordering::SeqCst);
+        let written = match (request.path.as_str(), &request.websocket) {
+            ("/ws", Some(key)) => {
+                close = true;
+                streams::websocket(&mut reader, stream, key)
+            }
+            ("/drip", _) => {
+                close = true;
+                streams::drip(stream, number(&request.query, "n"), number(&request.query, "ms"))
+            }
+            _ => {
+                let answer = answer(&request, mode);
+                close |= STOPPING.load(Ordering::SeqCst);
+                write_answer(stream, &request, answer, close)
+            }
+        };
         ANSWERED.fetch_add(1, Ordering::SeqCst);
         OPEN.fetch_sub(1, Ordering::SeqCst);
         written?;
@@ -130,6 +156,7 @@ fn read_request(reader: &mut impl BufRead, stream: &TcpStream) -> io::Result<Opt
         query: query.into(),
         json: false,
         close: line.contains("HTTP/1.0"),
+        websocket: None,
         body: Vec::new(),
     };
     let (mut length, mut chunked) = (0usize, false);
@@ -145,6 +172,7 @@ fn read_request(reader: &mut impl BufRead, stream: &TcpStream) -> io::Result<Opt
             "transfer-encoding" => chunked = value.eq_ignore_ascii_case("chunked"),
             "connection" => request.close |= value.eq_ignore_ascii_case("close"),
             "accept" => request.json = value.contains("application/json"),
+            "sec-websocket-key" => request.websocket = Some(value.into()),
             "expect" => (&*stream).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?,
             _ => {}
         }
@@ -201,6 +229,10 @@ fn answer(request: &Request, mode: &str) -> Answer {
             thread::sleep(Duration::from_millis(number(&request.query, "ms").min(600_000)));
             who(request.json)
         }
+        "/stopbeating" => {
+            heartbeat::stop();
+            text("200 OK", "no more heartbeats\n".into())
+        }
         "/echo" => ("200 OK", "application/octet-stream", request.body.clone()),
         "/eat" => {
             let mb = number(&request.query, "mb");
@@ -238,13 +270,18 @@ fn who(json: bool) -> Answer {
     ("200 OK", kind, body.into_bytes())
 }
 
+/// The fields that tell who answers.
+fn identity() -> String {
+    let version = env("CAAS_VERSION", &env("HELLO_VERSION", "?"));
+    format!("x-instance: {}\r\nx-version: {version}\r\n", env("CAAS_INSTANCE", "?"))
+}
+
 fn write_answer(mut stream: &TcpStream, request: &Request, answer: Answer, close: bool) -> io::Result<()> {
     let (status, kind, body) = answer;
     let mut out = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nx-instance: {}\r\nx-version: {}\r\n{}\r\n",
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n{}{}\r\n",
         body.len(),
-        env("CAAS_INSTANCE", "?"),
-        env("CAAS_VERSION", &env("HELLO_VERSION", "?")),
+        identity(),
         if close { "connection: close\r\n" } else { "" },
     )
     .into_bytes();
