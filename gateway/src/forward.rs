@@ -399,6 +399,9 @@ fn accept(
     if upgraded && !headers::switches_as_asked(rules.upgrade.as_ref(), response.headers()) {
         return Err(Reason::BadUpgrade);
     }
+    if !headers::sound_encoding(response.headers()) {
+        return Err(Reason::BadAnswer);
+    }
     if let (Some(sender), false) = (sender, upgraded) {
         flight.keep(sender);
     }

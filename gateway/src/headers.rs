@@ -10,7 +10,7 @@ use crate::client::Client;
 use crate::config::plain;
 use crate::limit::Networks;
 
-pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked};
+pub(crate) use back::{clean_trailers, rewrite_answer, sound_encoding, switches_as_asked};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");

@@ -20,6 +20,16 @@ pub(crate) fn switches_as_asked(asked: Option<&HeaderValue>, answer: &HeaderMap)
     }
 }
 
+/// Whether an answer's Transfer-Encoding is none, or `chunked` alone: no other was asked for, and none is undone here.
+pub(crate) fn sound_encoding(answer: &HeaderMap) -> bool {
+    let mut encodings = answer.get_all(header::TRANSFER_ENCODING).iter();
+    match (encodings.next(), encodings.next()) {
+        (None, _) => true,
+        (Some(value), None) => value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Makes an answer's headers what the client is to see.
 pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
     let mut facts = Facts::default();

@@ -4,13 +4,16 @@
 
 extern crate caas_gateway as gateway;
 
+mod answer_corpus;
 mod faults;
 mod follow;
 mod h2c;
 mod hostile;
 mod hostile_answers;
 mod limits;
+mod replay;
 mod routing;
 mod shutdown;
 mod support;
+mod trailers;
 mod tunnels;
