@@ -16,6 +16,7 @@ const WAITING: usize = 8_192;
 #[derive(Debug, Serialize)]
 pub(crate) struct Line<'a> {
     pub(crate) ts: model::Timestamp,
+    pub(crate) protocol: &'static str,
     pub(crate) method: &'a str,
     pub(crate) host: &'a str,
     pub(crate) path: &'a str,

@@ -41,6 +41,7 @@ reasons! {
     BadTarget = "bad_target" BAD_REQUEST "The request's target is not one that this gateway serves.",
     BadFraming = "bad_framing" BAD_REQUEST "The request's Transfer-Encoding is not one that this gateway serves.",
     BadBody = "bad_body" BAD_REQUEST "The request's body could not be read.",
+    HeadTooLarge = "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The request has too many header fields.",
     Denied = "denied" FORBIDDEN "Requests from this address are not accepted.",
     UnknownApp = "unknown_app" NOT_FOUND "There is no app of this name here.",
     MethodNotAllowed = "method_not_allowed" METHOD_NOT_ALLOWED "This gateway is not a forward proxy.",

@@ -8,26 +8,33 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
+use crate::answer::{self, Reason, Shape};
 use crate::exchange::Exchange;
 use crate::flight::Flight;
 use crate::headers;
+use crate::http2_stream::StreamBody;
 
 /// A request's body as the client's connection gives it.
 pub(crate) enum ClientBody {
+    None,
     Http1(Incoming),
+    Http2(StreamBody),
 }
 
 impl Body for ClientBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     #[inline]
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut *self {
-            Self::Http1(body) => Pin::new(body).poll_frame(cx),
+            Self::Http1(body) => Pin::new(body).poll_frame(cx).map_err(|_| BodyError),
+            Self::Http2(body) => body.poll_frame(cx),
+            Self::None => Poll::Ready(None),
         }
     }
 
@@ -35,6 +42,8 @@ impl Body for ClientBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Http1(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::None => true,
         }
     }
 
@@ -42,6 +51,8 @@ impl Body for ClientBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Http1(body) => body.size_hint(),
+            Self::Http2(body) => body.left().map(SizeHint::with_exact).unwrap_or_default(),
+            Self::None => SizeHint::with_exact(0),
         }
     }
 }
@@ -319,6 +330,18 @@ impl ResponseBody {
     /// Ties the request's record to the body.
     pub(crate) fn carry(&mut self, flight: Box<Flight>) {
         self.flight = Some(flight);
+    }
+
+    /// Drops what an endpoint answers in favour of an answer of the gateway's own.
+    pub(crate) fn refuse(mut self, reason: Reason) -> Response<Self> {
+        let mut response = answer::answer(reason, Shape::default(), None);
+        if let Some(mut flight) = self.flight.take() {
+            flight.leave();
+            flight.reason = Some(reason);
+            flight.status = response.status().as_u16();
+            response.body_mut().carry(flight);
+        }
+        response
     }
 
     fn count(&mut self, frame: &Frame<Bytes>) {

@@ -46,6 +46,8 @@ pub struct Config {
     pub max_head_bytes: usize,
     /// Most header fields of a request or an answer (431, 502 beyond). 10-1,000, default 100.
     pub max_head_fields: usize,
+    /// Most requests at once on one HTTP/2 connection. 1-10,000, default 250.
+    pub http2_max_streams: u32,
     /// Largest request body in bytes unless the app's configuration says otherwise (413 beyond). Default 104,857,600.
     pub max_body_bytes: u64,
     /// Most client connections at once, over all workers. Default 100,000.
@@ -113,6 +115,7 @@ impl Default for Config {
             body_idle_ms: 30_000,
             max_head_bytes: 32 * 1024,
             max_head_fields: 100,
+            http2_max_streams: 250,
             max_body_bytes: 100 * 1024 * 1024,
             max_connections: 100_000,
             max_connections_per_client: 10_000,
@@ -163,6 +166,7 @@ impl Config {
         within("body_idle_ms", self.body_idle_ms, 100, 3_600_000)?;
         within("max_head_bytes", self.max_head_bytes as u64, 1_024, 262_144)?;
         within("max_head_fields", self.max_head_fields as u64, 10, 1_000)?;
+        within("http2_max_streams", u64::from(self.http2_max_streams), 1, 10_000)?;
         within("max_connections", self.max_connections as u64, 1, 100_000_000)?;
         within("connect_timeout_ms", self.connect_timeout_ms, 10, 60_000)?;
         within("response_timeout_s", self.response_timeout_s, 1, 86_400)?;

@@ -2,6 +2,7 @@
 //! to a tunnel.
 
 use std::future::poll_fn;
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -20,11 +21,12 @@ use crate::body::ClientBody;
 use crate::client::{Client, Socket};
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
+use crate::http2;
 use crate::upgrade::{self, Tunnel};
 use crate::worker::Worker;
 
 /// Most bytes, and longest time, that are read away after an answer that did not wait for its request.
-const LINGER: (usize, Duration) = (1024 * 1024, Duration::from_secs(2));
+pub(crate) const LINGER: (usize, Duration) = (1024 * 1024, Duration::from_secs(2));
 
 /// How a stretch of serving ended.
 enum Done {
@@ -36,11 +38,19 @@ enum Done {
 
 /// Serves the connection until it closes.
 pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStream) {
+    let begun = Instant::now();
+    let Some(before) = first(worker, &stream).await else {
+        return;
+    };
+    if before.starts_with(http2::PREFACE) {
+        return Box::pin(http2::run(worker, client, stream, before)).await;
+    }
     let exchange = Rc::new(Exchange::new(client));
-    let mut held = (stream, Bytes::new());
+    let mut held = (stream, before);
+    let mut begun = Some(begun);
     loop {
         // Boxed, so that a parked connection does not keep the space that serving needs.
-        match Box::pin(serve(worker, &exchange, held.0, held.1)).await {
+        match Box::pin(serve(worker, &exchange, held.0, held.1, begun.take())).await {
             Done::Closed => return,
             Done::Tunnel(stream, before, tunnel) => {
                 return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
@@ -53,6 +63,34 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStre
                 held = (stream, before);
             }
         }
+    }
+}
+
+/// The first bytes of a connection, enough of them to tell HTTP/2 from HTTP/1, which waits for nothing that it would not wait
+/// for anyway; `None` when there is nobody to serve.
+async fn first(worker: &Rc<Worker>, stream: &TcpStream) -> Option<Bytes> {
+    let reading = async {
+        let mut before = Bytes::new();
+        loop {
+            stream.readable().await.ok()?;
+            let mut scratch = worker.scratch.borrow_mut();
+            match stream.try_read(&mut scratch) {
+                Ok(0) => return None,
+                Ok(n) if before.is_empty() => before = Bytes::copy_from_slice(&scratch[..n]),
+                Ok(n) => before = [&before, &scratch[..n]].concat().into(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => return None,
+            }
+            if before.len() >= http2::PREFACE.len() || !http2::PREFACE.starts_with(&before) {
+                return Some(before);
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        before = reading => before,
+        () = worker.drain.cancelled() => None,
+        () = tokio::time::sleep(worker.limits.head) => None,
     }
 }
 
@@ -71,7 +109,13 @@ async fn parked(worker: &Rc<Worker>, stream: &TcpStream) -> bool {
     woken
 }
 
-async fn serve(worker: &Rc<Worker>, exchange: &Rc<Exchange>, stream: TcpStream, before: Bytes) -> Done {
+async fn serve(
+    worker: &Rc<Worker>,
+    exchange: &Rc<Exchange>,
+    stream: TcpStream,
+    before: Bytes,
+    begun: Option<Instant>,
+) -> Done {
     let socket = Socket::new(stream, before, Rc::clone(exchange));
     let service = {
         let (worker, exchange) = (Rc::clone(worker), Rc::clone(exchange));
@@ -81,7 +125,7 @@ async fn serve(worker: &Rc<Worker>, exchange: &Rc<Exchange>, stream: TcpStream, 
         })
     };
     let mut connection = worker.front.serve_connection(TokioIo::new(socket), service);
-    let mut watch = Watch::new(Instant::now());
+    let mut watch = Watch::new(Instant::now(), begun);
     let mut timer = pin!(tokio::time::sleep(worker.tick));
     let mut drain = pin!(worker.drain.cancelled());
     let mut armed = false;

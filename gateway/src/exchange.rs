@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
@@ -38,6 +39,16 @@ pub(crate) struct Exchange {
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
     /// Grows with each read or write that moved bytes.
     progress: Cell<u32>,
+    /// It is a stream of an HTTP/2 connection, with a task of its own.
+    pub(crate) http2: bool,
+    /// The client is to be told to send the body (100).
+    pub(crate) go_on: Cell<bool>,
+    /// The answer is over: the rest of the request's body is unwanted.
+    stopped: Cell<bool>,
+    /// The stream's task.
+    waker: RefCell<Option<Waker>>,
+    /// The task that reads the request's body.
+    reader: RefCell<Option<Waker>>,
 }
 
 impl Exchange {
@@ -53,6 +64,19 @@ impl Exchange {
             patience: Cell::default(),
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
+            http2: false,
+            go_on: Cell::new(false),
+            stopped: Cell::new(false),
+            waker: RefCell::new(None),
+            reader: RefCell::new(None),
+        }
+    }
+
+    /// The exchange of an HTTP/2 stream.
+    pub(crate) fn of_stream(client: Rc<Client>) -> Self {
+        Self {
+            http2: true,
+            ..Self::new(client)
         }
     }
 
@@ -75,6 +99,39 @@ impl Exchange {
     #[inline]
     pub(crate) fn moved(&self) {
         self.progress.set(self.progress.get().wrapping_add(1));
+    }
+
+    /// The stream's task is to be woken when something changes here.
+    pub(crate) fn listen(&self, cx: &Context<'_>) {
+        note(&self.waker, cx);
+    }
+
+    /// Wakes the stream's task.
+    pub(crate) fn wake(&self) {
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Nothing more of the request's body is wanted.
+    pub(crate) fn stop(&self) {
+        self.stopped.set(true);
+        if let Some(waker) = self.reader.take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether nothing more of the request's body is wanted; whoever asks is woken when that changes.
+    pub(crate) fn stopped(&self, cx: &Context<'_>) -> bool {
+        note(&self.reader, cx);
+        self.stopped.get()
+    }
+}
+
+fn note(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    match &mut *place.borrow_mut() {
+        Some(waker) => waker.clone_from(cx.waker()),
+        none => *none = Some(cx.waker().clone()),
     }
 }
 
@@ -114,11 +171,12 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(now: Instant) -> Self {
+    /// `head`: when a head began that is on its way.
+    pub(crate) fn new(now: Instant, head: Option<Instant>) -> Self {
         Self {
             progress: 0,
             moved: now,
-            head: None,
+            head,
         }
     }
 
@@ -199,7 +257,7 @@ mod tests {
     #[test]
     fn a_head_has_ten_seconds_however_many_bytes_drip() {
         let (exchange, start) = (exchange(), Instant::now());
-        let mut watch = Watch::new(start);
+        let mut watch = Watch::new(start, None);
         for s in 0..10 {
             exchange.moved();
             assert_eq!(watch.look(&exchange, &LIMITS, at(start, s)), Verdict::Wait);
@@ -213,7 +271,7 @@ mod tests {
         let (exchange, start) = (exchange(), Instant::now());
         exchange.begin();
         exchange.end();
-        let mut watch = Watch::new(start);
+        let mut watch = Watch::new(start, None);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 1)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 2)), Verdict::Park);
         let never = Limits { park: None, ..LIMITS };
@@ -228,7 +286,7 @@ mod tests {
         exchange
             .patience
             .set((Duration::from_secs(60), Duration::from_secs(20)));
-        let mut watch = Watch::new(start);
+        let mut watch = Watch::new(start, None);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 59)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 60)), Verdict::Expire);
         exchange.body_open.set(true);

@@ -138,6 +138,7 @@ impl Flight {
         let (host, request_id) = (text(&fields.host), text(&fields.request_id));
         let line = Line {
             ts: model::Timestamp::now(),
+            protocol: if self.exchange.http2 { "HTTP/2" } else { "HTTP/1.1" },
             method: fields.method.as_str(),
             host: &host,
             path: fields.uri.path_and_query().map_or("", |p| p.as_str()),

@@ -26,6 +26,7 @@ use crate::route::{self, Target};
 use crate::table::{App, Tried};
 use crate::upgrade::Tunnel;
 use crate::upstream::{self, Call, How, Outcome, Sent};
+use crate::websocket;
 use crate::worker::Worker;
 
 /// An answer of the gateway's own instead of an app's.
@@ -84,7 +85,13 @@ pub(crate) async fn serve(
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let idle = flight.tunnel_idle();
         let upgraded = hyper::upgrade::on(&mut response);
-        *exchange.tunnel.borrow_mut() = Some(Tunnel { upgraded, flight, idle });
+        let websocket = websocket::is_switch(response.headers());
+        *exchange.tunnel.borrow_mut() = Some(Tunnel {
+            upgraded,
+            flight,
+            idle,
+            websocket,
+        });
         *response.body_mut() = ResponseBody::own(Bytes::new());
     } else {
         response.body_mut().carry(flight);
@@ -111,6 +118,9 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
             host: seen.host.cloned(),
             request_id: made_id.clone().or_else(|| given_id.cloned()),
         }));
+    }
+    if exchange.http2 && parts.headers.len() > shared.config.max_head_fields {
+        return Err(Reason::HeadTooLarge.into());
     }
     if parts.method == Method::CONNECT {
         return Err(Reason::MethodNotAllowed.into());

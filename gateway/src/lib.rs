@@ -5,6 +5,7 @@
 //! 1. [`worker`] accepts the connection on its own thread and runtime; nothing is shared on the way of a request but
 //!    what is read, and counters.
 //! 2. [`connection`] reads heads with time limits, one request after the other, and parks what is idle.
+//!    HTTP/2 connections are served by [`http2`], each of their streams by [`http2_stream`]; [`http2_guard`] ends floods.
 //!    [`client`] is who asks, [`exchange`] how far the current request has come.
 //! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
 //! 4. [`headers`] makes the request's headers safe to send on.
@@ -32,6 +33,9 @@ mod follow;
 mod forward;
 mod h2c;
 mod headers;
+mod http2;
+mod http2_guard;
+mod http2_stream;
 mod limit;
 mod line;
 mod metrics;
@@ -43,6 +47,7 @@ mod snapshot_file;
 mod table;
 mod upgrade;
 mod upstream;
+mod websocket;
 mod worker;
 
 use std::io;

@@ -105,6 +105,9 @@ pub(crate) struct WorkerStats {
     pub(crate) connections_open: Counter,
     pub(crate) parked: Counter,
     pub(crate) tunnels_open: Counter,
+    pub(crate) http2_connections: Counter,
+    pub(crate) http2_requests: Counter,
+    pub(crate) http2_floods: Counter,
     pub(crate) bad_heads: Counter,
     pub(crate) accept_errors: Counter,
     pub(crate) connects: Counter,
@@ -127,6 +130,9 @@ impl Default for WorkerStats {
             connections_open: Counter::default(),
             parked: Counter::default(),
             tunnels_open: Counter::default(),
+            http2_connections: Counter::default(),
+            http2_requests: Counter::default(),
+            http2_floods: Counter::default(),
             bad_heads: Counter::default(),
             accept_errors: Counter::default(),
             connects: Counter::default(),
@@ -168,7 +174,7 @@ impl Page {
 
     pub(crate) fn workers(&mut self, workers: &[WorkerStats]) {
         type Get = fn(&WorkerStats) -> &Counter;
-        let sums: [(&str, &str, &str, Get); 15] = [
+        let sums: [(&str, &str, &str, Get); 18] = [
             ("connections_total", "counter", "Client connections accepted", |w| {
                 &w.connections
             }),
@@ -182,6 +188,21 @@ impl Page {
                 |w| &w.parked,
             ),
             ("tunnels", "gauge", "Upgraded connections open", |w| &w.tunnels_open),
+            ("http2_connections", "gauge", "HTTP/2 connections open", |w| {
+                &w.http2_connections
+            }),
+            (
+                "http2_requests_total",
+                "counter",
+                "Requests that came over HTTP/2",
+                |w| &w.http2_requests,
+            ),
+            (
+                "http2_floods_total",
+                "counter",
+                "HTTP/2 connections closed for a flood of frames",
+                |w| &w.http2_floods,
+            ),
             (
                 "bad_requests_total",
                 "counter",

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::flight::Flight;
 use crate::line::LineIo;
+use crate::websocket::{self, Frames};
 use crate::worker::Worker;
 
 /// How long the other direction may be silent after one side has closed.
@@ -27,6 +28,8 @@ pub(crate) struct Tunnel {
     pub(crate) flight: Box<Flight>,
     /// Longest time without a byte in either direction.
     pub(crate) idle: Duration,
+    /// It speaks WebSocket, which has a way to say goodbye.
+    pub(crate) websocket: bool,
 }
 
 /// One direction.
@@ -36,6 +39,8 @@ struct Pipe {
     ended: bool,
     closed: bool,
     bytes: u64,
+    /// Where the WebSocket's frames are that were written.
+    frames: Option<Frames>,
 }
 
 impl Pipe {
@@ -45,6 +50,7 @@ impl Pipe {
             ended: false,
             closed: false,
             bytes: 0,
+            frames: None,
         }
     }
 
@@ -59,7 +65,7 @@ impl Pipe {
         loop {
             if !self.rest.is_empty() {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest))?;
-                self.wrote(n)?;
+                wrote(&mut self.bytes, &mut self.frames, &self.rest[..n])?;
                 self.rest.advance(n);
                 continue;
             }
@@ -80,7 +86,7 @@ impl Pipe {
             let n = match Pin::new(&mut *to).poll_write(cx, read) {
                 Poll::Ready(written) => {
                     let n = written?;
-                    self.wrote(n)?;
+                    wrote(&mut self.bytes, &mut self.frames, &read[..n])?;
                     n
                 }
                 Poll::Pending => 0,
@@ -89,13 +95,29 @@ impl Pipe {
         }
     }
 
-    fn wrote(&mut self, n: usize) -> io::Result<()> {
-        if n == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+    /// Puts a close frame behind what was written, if one may stand there; `true` once nothing more is to be said.
+    fn goodbye(&mut self) -> bool {
+        let Some(frames) = &mut self.frames else { return true };
+        if self.ended || frames.closed {
+            return self.rest.is_empty();
         }
-        self.bytes += n as u64;
-        Ok(())
+        if self.rest.is_empty() && frames.between() {
+            self.rest = Bytes::from_static(&websocket::GOING_AWAY);
+            self.ended = true;
+        }
+        false
     }
+}
+
+fn wrote(bytes: &mut u64, frames: &mut Option<Frames>, written: &[u8]) -> io::Result<()> {
+    if written.is_empty() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    *bytes += written.len() as u64;
+    if let Some(frames) = frames {
+        frames.pass(written);
+    }
+    Ok(())
 }
 
 /// Copies until both sides have closed, one breaks, or nothing moves for too long. `before` is what the client sent ahead.
@@ -109,6 +131,7 @@ pub(crate) async fn run(
         upgraded,
         mut flight,
         idle,
+        websocket,
     } = tunnel;
     let Ok(upgraded) = upgraded.await else {
         flight.cut = true;
@@ -121,6 +144,9 @@ pub(crate) async fn run(
     let mut endpoint = parts.io.into_inner().into_stream();
     let mut up = Pipe::new(before);
     let mut down = Pipe::new(parts.read_buf);
+    down.frames = websocket.then(Frames::default);
+    let mut leave = pin!(worker.leave.cancelled());
+    let mut listens = false;
     worker.stats().tunnels_open.add(1);
 
     let look = (idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
@@ -129,7 +155,21 @@ pub(crate) async fn run(
     let result = poll_fn(|cx| {
         let mut scratch = worker.scratch.borrow_mut();
         let sent = up.poll(cx, &mut client, &mut endpoint, &mut scratch)?;
-        let received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
+        let mut received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
+        if !listens {
+            // Polled once, so that the end of the drain wakes this task; whether it has come, the flag tells.
+            listens = true;
+            let _ = leave.as_mut().poll(cx);
+        }
+        if worker.leaving.get() {
+            while !down.goodbye() {
+                received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
+                if received.is_pending() {
+                    return Poll::Pending;
+                }
+            }
+            return Poll::Ready(Ok(()));
+        }
         if sent.is_ready() && received.is_ready() {
             return Poll::Ready(io::Result::Ok(()));
         }

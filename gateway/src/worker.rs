@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
 use http::HeaderValue;
@@ -22,10 +22,13 @@ use crate::pool::{Http1, Pool, Sender};
 use crate::retry::Spare;
 use crate::shared::Shared;
 use crate::table::{App, Table};
-use crate::{answer, connection};
+use crate::{answer, connection, http2};
 
 /// Bytes of the buffer through which a worker copies tunnels.
 const SCRATCH: usize = 64 * 1024;
+
+/// How long tunnels have to say goodbye at the end of the drain.
+const GOODBYE: Duration = Duration::from_millis(500);
 
 /// What the connections of one worker share.
 pub(crate) struct Worker {
@@ -37,6 +40,7 @@ pub(crate) struct Worker {
     spares: RefCell<Vec<Spare>>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     pub(crate) front: hyper::server::conn::http1::Builder,
+    pub(crate) http2: h2::server::Builder,
     pub(crate) back: hyper::client::conn::http1::Builder,
     pub(crate) back2: hyper::client::conn::http2::Builder<h2c::Local>,
     /// Most bytes that an endpoint may send before the head of its answer is whole, interim answers included.
@@ -47,6 +51,11 @@ pub(crate) struct Worker {
     /// Set when the worker has begun to stop: connections close after their current request.
     pub(crate) draining: Cell<bool>,
     pub(crate) drain: CancellationToken,
+    /// Set at the end of the drain: tunnels say goodbye.
+    pub(crate) leaving: Cell<bool>,
+    pub(crate) leave: CancellationToken,
+    /// The Date of answers that have none, and the second that it was made in.
+    date: RefCell<(u64, HeaderValue)>,
     /// Of request ids: what is this worker's own, and a count with a random start.
     prefix: [u8; 16],
     count: Cell<u64>,
@@ -80,6 +89,7 @@ impl Worker {
             spares: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into()),
             front,
+            http2: http2::builder(config),
             back,
             back2: h2c::builder(config.buffer_bytes),
             // One head at its largest, and the part of the body that is read along with it.
@@ -93,6 +103,9 @@ impl Worker {
             tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),
             draining: Cell::new(false),
             drain: CancellationToken::new(),
+            leaving: Cell::new(false),
+            leave: CancellationToken::new(),
+            date: RefCell::new((0, HeaderValue::from_static(""))),
             prefix: hex(rand::random()),
             count: Cell::new(rand::random()),
             shared,
@@ -152,6 +165,19 @@ impl Worker {
         }
     }
 
+    /// The time for answers that have none.
+    pub(crate) fn date(&self) -> HeaderValue {
+        let now = SystemTime::now();
+        let second = now.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut date = self.date.borrow_mut();
+        if date.0 != second
+            && let Ok(value) = HeaderValue::from_str(&httpdate::fmt_http_date(now))
+        {
+            *date = (second, value);
+        }
+        date.1.clone()
+    }
+
     /// A new request id: 16 hexadecimal digits that are this worker's, and 16 that count.
     pub(crate) fn request_id(&self) -> HeaderValue {
         let count = self.count.get().wrapping_add(1);
@@ -206,6 +232,14 @@ pub(crate) fn run(
         let deadline = Instant::now() + Duration::from_secs(worker.shared.config.drain_timeout_s);
         while worker.stats().connections_open.get() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        worker.leaving.set(true);
+        worker.leave.cancel();
+        if worker.stats().tunnels_open.get() > 0 {
+            let deadline = Instant::now() + GOODBYE;
+            while worker.stats().connections_open.get() > 0 && Instant::now() < deadline {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
         }
         Ok(())
     })

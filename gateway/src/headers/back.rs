@@ -74,7 +74,8 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
             header::COOKIE,
             header::SET_COOKIE,
         ];
-        if framing.contains(name) || gateway_says(name.as_str()) {
+        let hop = matches!(name.as_str(), "keep-alive" | "proxy-connection");
+        if hop || framing.contains(name) || gateway_says(name.as_str()) {
             also.push(name.clone());
         }
     }

@@ -7,12 +7,12 @@ use tokio::net::TcpStream;
 
 use crate::support::*;
 
-const ASK: &str = "GET /ws HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
-const YES: &[u8] =
+pub(crate) const ASK: &str = "GET /ws HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
+pub(crate) const YES: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n";
 
 /// Switches protocols, says something along with the switch, then echoes; ends when the client ends.
-async fn echo() -> std::net::SocketAddr {
+pub(crate) async fn echo() -> std::net::SocketAddr {
     let serve = |mut stream: TcpStream, _| async move {
         let mut buffer = Vec::new();
         let Ok(Some(request)) = read_request(&mut stream, &mut buffer).await else {
