@@ -12,6 +12,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use model::HealthCheck;
 use model::spec::ProbeKind;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 /// What a probe found.
@@ -31,22 +32,36 @@ const DEFAULT_PATH: &str = "/_ping";
 /// Largest head of an answer that is read (the smallest that the HTTP library accepts).
 const MAX_HEAD: usize = 8 * 1024;
 
+/// So long a connection must stay open to be proof enough; shorter than the shortest time-out of a probe.
+const STAYS_OPEN: Duration = Duration::from_millis(30);
+
 /// Asks the instance at `address` over the network. `Heartbeat` is not asked here: it reports by itself.
 pub(crate) async fn probe(check: &HealthCheck, address: SocketAddr) -> Proof {
     let deadline = Duration::from_millis(check.timeout_ms.into());
     let asked = async {
         match check.kind {
             ProbeKind::Http => http(&check.path, address).await,
-            ProbeKind::Tcp => match TcpStream::connect(address).await {
-                Ok(_) => Proof::Alive,
-                Err(e) => Proof::Dead(format!("connect to {address}: {e}")),
-            },
+            ProbeKind::Tcp => tcp(address).await,
             ProbeKind::Heartbeat | ProbeKind::None => Proof::Alive,
         }
     };
     match tokio::time::timeout(deadline, asked).await {
         Ok(proof) => proof,
         Err(_) => Proof::Dead(format!("no answer from {address} within {} ms", deadline.as_millis())),
+    }
+}
+
+/// Whether a connection stays open. Docker's proxy for ports on a host's own addresses accepts before it knows whether anybody
+/// listens in the container, and hangs up at once if not.
+async fn tcp(address: SocketAddr) -> Proof {
+    let mut stream = match TcpStream::connect(address).await {
+        Ok(stream) => stream,
+        Err(e) => return Proof::Dead(format!("connect to {address}: {e}")),
+    };
+    match tokio::time::timeout(STAYS_OPEN, stream.read_u8()).await {
+        // Silent, or it speaks first as MySQL does.
+        Err(_) | Ok(Ok(_)) => Proof::Alive,
+        Ok(Err(_)) => Proof::Dead(format!("{address} accepts connections and closes them at once")),
     }
 }
 
@@ -111,7 +126,7 @@ fn judge_status(path: &str, status: StatusCode) -> Proof {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
     use tokio::net::TcpListener;
 
     /// Answers each connection with `bytes` after its request and keeps it open.
@@ -125,6 +140,25 @@ mod tests {
                 let _ = stream.read(&mut head).await;
                 let _ = stream.write_all(bytes).await;
                 open.push(stream);
+            }
+        });
+        address
+    }
+
+    /// Accepts and hangs up, as Docker's proxy does while nobody listens in the container.
+    async fn hangs_up() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+        address
+    }
+
+    async fn speaks_first() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"hello").await;
             }
         });
         address
@@ -180,5 +214,10 @@ mod tests {
         };
         assert_eq!(probe(&tcp, silent).await, Proof::Alive);
         assert!(matches!(probe(&tcp, closed).await, Proof::Dead(_)));
+        assert_eq!(probe(&tcp, speaks_first().await).await, Proof::Alive);
+        let Proof::Dead(why) = probe(&tcp, hangs_up().await).await else {
+            panic!("nobody listens behind it")
+        };
+        assert!(why.contains("closes them at once"), "{why}");
     }
 }

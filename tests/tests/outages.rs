@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::Platform;
 use e2e::api::deploy_body;
 use e2e::load::{self, Load};
 use e2e::platform::DOMAIN;
@@ -12,10 +11,13 @@ use e2e::process;
 use e2e::proxy::Proxy;
 use e2e::roles::Role;
 use e2e::wait::{expect, throughout, until};
+use e2e::{Mode, Platform};
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 crate::support::in_both_modes! {
-    schedulers_killed_in_the_middle_of_a_deploy,
+    schedulers_killed_at_random_moments_under_load,
 }
 
 crate::support::with_separate_roles! {
@@ -32,32 +34,63 @@ crate::support::with_separate_roles! {
 
 const SMALL: u32 = 32;
 
-async fn schedulers_killed_in_the_middle_of_a_deploy(p: &Platform) -> Result<()> {
-    p.deploy_hello("crash", "1", 4, json!({"memory_mb": SMALL})).await?;
+/// Rounds of changes and kills. With separate roles one scheduler goes, and every second time both: 24 kills.
+const KILL_ROUNDS: u64 = 16;
+
+async fn schedulers_killed_at_random_moments_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("crash", "1", 3, json!({"memory_mb": SMALL})).await?;
     let schedulers: Vec<_> = p
         .roles
         .iter()
         .filter(|r| r.name.starts_with("scheduler") || r.name == "up")
         .collect();
-    for (round, after_ms) in [40, 250, 700, 1500].into_iter().enumerate() {
-        let version = if round % 2 == 0 { "2" } else { "1" };
-        let body = deploy_body(version, &p.hello(version), 4, serde_json::Value::Null);
-        let answer = p.api.call("POST", "/apps/crash/deploy", Some(&body)).await?.ok()?;
+    // `caas up` is the gateway as well: nothing can be served while it is killed.
+    let load = (p.mode == Mode::Separate).then(|| p.load("crash", 50));
+    let seed = rand::random();
+    eprintln!("schedulers killed at random moments: seed {seed}");
+    let mut dice = StdRng::seed_from_u64(seed);
+    let (mut version, mut instances, mut kills) = ("1", 3, 0);
+    for round in 1..=KILL_ROUNDS / if p.mode == Mode::Separate { 1 } else { 2 } {
+        let (path, body) = match dice.random_range(0..4) {
+            0 => {
+                instances = dice.random_range(1..=5);
+                ("scale", Some(json!({"instances": instances})))
+            }
+            1 => ("restart", None),
+            _ => {
+                version = if version == "1" { "2" } else { "1" };
+                let body = deploy_body(version, &p.hello(version), instances, serde_json::Value::Null);
+                ("deploy", Some(body))
+            }
+        };
+        let path = format!("/apps/crash/{path}");
+        let answer = p.api.call("POST", &path, body.as_ref()).await?.ok()?;
         let id = answer["operation"]["id"].as_str().unwrap_or_default().to_owned();
-        // Not a wait for something: the moment of the kill is what differs between rounds.
-        tokio::time::sleep(Duration::from_millis(after_ms)).await;
-        for scheduler in &schedulers {
-            scheduler.kill().await?;
+        // Not a wait for something: the moments of the kills are what is tried.
+        let both = round % 2 == 0;
+        let chosen = dice.random_range(0..schedulers.len());
+        for (number, scheduler) in schedulers.iter().enumerate() {
+            if both || number == chosen {
+                tokio::time::sleep(Duration::from_millis(dice.random_range(0..900))).await;
+                scheduler.kill().await?;
+                kills += 1;
+            }
         }
         for scheduler in &schedulers {
             scheduler.up().await?;
         }
         let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
         expect(operation["state"] == "succeeded", || {
-            format!("killed after {after_ms} ms: {operation:#}")
+            format!("round {round}, {path} with {body:?}: {operation:#}")
         })?;
-        p.answers("crash", version, 4).await?;
-        p.settled().await?;
+        if round % 4 == 0 {
+            p.answers("crash", version, instances as usize).await?;
+            p.settled().await?;
+        }
+    }
+    eprintln!("{kills} kills of schedulers");
+    if let Some(load) = load {
+        load.end().await.flawless("schedulers killed at random moments")?;
     }
     Ok(())
 }

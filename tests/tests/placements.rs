@@ -10,8 +10,14 @@ use serde_json::{Value, json};
 
 crate::support::in_both_modes! {
     instances_go_where_they_are_asked_to,
-    one_instance_on_every_host_also_on_a_new_one,
+}
+
+crate::support::all_in_one! {
     the_idlest_cpu_is_chosen,
+}
+
+crate::support::with_separate_roles! {
+    one_instance_on_every_host_also_on_a_new_one,
 }
 
 /// Instances of an app per host, by the engines themselves.

@@ -152,6 +152,15 @@ macro_rules! in_both_modes {
     };
 }
 
+/// Makes a test of each scenario with all in one.
+macro_rules! all_in_one {
+    ($($name:ident),+ $(,)?) => {
+        mod all_in_one_only {
+            $(#[test] fn $name() { crate::support::on_platform(e2e::Mode::AllInOne, stringify!($name), super::$name); })+
+        }
+    };
+}
+
 /// Makes a test of each scenario with separate roles.
 macro_rules! with_separate_roles {
     ($($name:ident),+ $(,)?) => {
@@ -161,4 +170,4 @@ macro_rules! with_separate_roles {
     };
 }
 
-pub(crate) use {in_both_modes, with_separate_roles};
+pub(crate) use {all_in_one, in_both_modes, with_separate_roles};

@@ -9,12 +9,12 @@ use e2e::{Platform, platform};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
-crate::support::in_both_modes! {
+crate::support::all_in_one! {
     everyday_verbs,
-    exit_codes_tell_how_it_went,
 }
 
 crate::support::with_separate_roles! {
+    exit_codes_tell_how_it_went,
     hosts_and_registries_by_the_command_line,
 }
 
