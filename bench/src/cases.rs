@@ -219,7 +219,7 @@ fn idle(id: u32) -> Result<Figures> {
     for _ in 0..IDLE {
         let mut stream = TcpStream::connect(("127.0.0.1", PLAIN))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET /128 HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
+        stream.write_all(format!("GET /128 HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();
         let mut buffer = [0; 4_096];
         while !(answer.windows(4).any(|w| w == b"\r\n\r\n") && answer.ends_with(&[b'x'; 128])) {

@@ -301,7 +301,7 @@ fn answers(port: u16) -> Result<()> {
 fn once(port: u16) -> Result<bool> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    write!(stream, "GET /128 HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET /128 HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut head = [0; 12];
     stream.read_exact(&mut head)?;
     Ok(&head == b"HTTP/1.1 200")
