@@ -13,6 +13,7 @@ mod client;
 mod commands;
 mod config;
 mod exit;
+mod handover;
 mod listen;
 mod parse;
 mod process;

@@ -20,6 +20,7 @@ use crate::client::context::Context;
 use crate::client::{Client, Target};
 use crate::config::{Config, ConfigArgs, Overrides};
 use crate::exit::Failure;
+use crate::handover::Inherited;
 use crate::roles::gateway::{self as gateway_role, CommonArgs};
 use crate::{listen, process, render};
 
@@ -166,7 +167,11 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
         tls_dir: config.tls_dir()?,
     });
     // Sockets first: a taken port is told before anything is changed.
-    let listeners = gateway_role::bind(&gateway_settings, "--gateway-admin (gateway.admin)")?;
+    let listeners = gateway_role::bind(
+        &gateway_settings,
+        "--gateway-admin (gateway.admin)",
+        Inherited::default(),
+    )?;
     let api = listen::one(config.api_listen.0, "--api-listen (scheduler.listen)")?;
     let sync_admin = listen::one(
         config.registry_sync.admin,

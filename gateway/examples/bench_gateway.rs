@@ -90,6 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listeners = Listeners {
         http: gateway::bind(listen, config.worker_count())?,
         admin: std::net::TcpListener::bind(var("ADMIN", "127.0.0.1:0"))?,
+        succession: gateway::Succession::default(),
     };
     let snapshot = RegistrySnapshot {
         revision: RegistryRevision(1),

@@ -95,7 +95,7 @@ fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>>
 fn ready(shared: &Shared) -> Result<(), &'static str> {
     if shared.stopping.load(Ordering::Relaxed) {
         Err("stopping")
-    } else if !shared.registry.loaded.load(Ordering::Relaxed) {
+    } else if !shared.registry.loaded.is_cancelled() {
         Err("no registry and no snapshot file yet")
     } else {
         Ok(())

@@ -256,7 +256,7 @@ impl Follower {
                 self.resync(snapshot, true, now);
                 self.heard = true;
                 self.changed = true;
-                self.shared.registry.loaded.store(true, Ordering::Relaxed);
+                self.shared.registry.loaded.cancel();
             }
             RegistryEvent::Changes { changes, revision } => {
                 status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
@@ -293,7 +293,7 @@ impl Follower {
     fn load(&mut self, snapshot: RegistrySnapshot, now: Instant) {
         self.resync(snapshot, false, now);
         self.changed = true;
-        self.shared.registry.loaded.store(true, Ordering::Relaxed);
+        self.shared.registry.loaded.cancel();
     }
 
     /// Makes requests obey everything heard so far.

@@ -44,6 +44,7 @@ mod retry;
 mod route;
 mod shared;
 mod snapshot_file;
+mod succession;
 mod table;
 mod upgrade;
 mod upstream;
@@ -61,6 +62,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, PortRange};
+pub use succession::Succession;
 
 use shared::Shared;
 
@@ -81,6 +83,8 @@ pub struct Listeners {
     pub http: Vec<std::net::TcpListener>,
     /// For operators.
     pub admin: std::net::TcpListener,
+    /// Where they come from and when they go.
+    pub succession: Succession,
 }
 
 /// Why the gateway could not start, or stopped by itself.
@@ -124,7 +128,7 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
 }
 
 /// Serves until `shutdown`, then drains: `/ready` answers 503 at once, connections are accepted for `drain_delay_s` more, open
-/// requests and tunnels have `drain_timeout_s` to finish.
+/// requests and tunnels have `drain_timeout_s` to finish. After a hand-over of the sockets it drains without delay.
 ///
 /// # Errors
 /// [`Error`] when the settings are wrong, something can't be set up, or a worker ends by itself.
@@ -149,26 +153,50 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     let _stop = stop.clone().drop_guard();
     let _control = control.clone().drop_guard();
 
+    let following = follow::run(Arc::clone(&shared), deps.registry, id.clone(), control.clone());
+    let following = tokio::spawn(following);
+    let Succession {
+        inherited,
+        serving,
+        handed_over,
+    } = listeners.succession;
+    if inherited {
+        tokio::select! {
+            () = shared.registry.loaded.cancelled() => {}
+            () = shutdown.cancelled() => return Ok(()),
+        }
+    }
     let mut workers = Vec::new();
     for (index, listener) in listeners.http.into_iter().enumerate() {
         workers.push(start(index, &shared, listener, &stop)?);
     }
     tracing::info!(gateway = %id, domain = %shared.config.domain, workers = workers.len(), "gateway serves");
     let mut workers = futures::future::join_all(workers);
-    let following = follow::run(Arc::clone(&shared), deps.registry, id, control.clone());
-    let following = tokio::spawn(following);
-    let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, control.clone()));
+    // Its socket goes to a successor too, before the rest of the drain.
+    let asked = control.child_token();
+    let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, asked.clone()));
+    serving.cancel();
 
     let early = tokio::select! {
-        () = shutdown.cancelled() => None,
+        () = shutdown.cancelled() => {
+            shared.stopping.store(true, Ordering::Relaxed);
+            tracing::info!("gateway drains");
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(shared.config.drain_delay_s)) => {}
+                () = handed_over.cancelled() => {}
+            }
+            None
+        }
+        () = handed_over.cancelled() => {
+            tracing::info!("gateway drains: another process has its sockets");
+            asked.cancel();
+            None
+        }
         ended = &mut workers => Some(ended),
     };
     let ended = match early {
         Some(ended) => ended,
         None => {
-            shared.stopping.store(true, Ordering::Relaxed);
-            tracing::info!("gateway drains");
-            tokio::time::sleep(Duration::from_secs(shared.config.drain_delay_s)).await;
             stop.cancel();
             let ended = workers.await;
             control.cancel();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 
 use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::access_log::AccessLog;
@@ -34,8 +35,8 @@ pub(crate) struct Shared {
 /// How the registry copy is.
 #[derive(Debug, Default)]
 pub(crate) struct RegistryStatus {
-    /// There is a snapshot or a snapshot file.
-    pub(crate) loaded: AtomicBool,
+    /// Cancelled once there is a snapshot or a snapshot file.
+    pub(crate) loaded: CancellationToken,
     /// [`Clock::millis`] since which the registry is out of reach; 0: it is in reach.
     pub(crate) stale_since: AtomicU64,
     /// Newest revision applied.

@@ -4,10 +4,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use gateway::{Deps, Listeners};
+use gateway::{Deps, Listeners, Succession};
 
 use crate::config::{ConfigArgs, Overrides};
 use crate::exit::Failure;
+use crate::handover::{self, Handover, Inherited};
 use crate::{listen, process};
 
 /// `caas gateway`.
@@ -29,6 +30,9 @@ pub(crate) struct GatewayArgs {
     /// File that keeps the last registry copy for a start without the registry
     #[arg(long, value_name = "FILE")]
     snapshot_file: Option<PathBuf>,
+    /// File that holds the process id; `kill -USR2` hands the sockets to a new process without losing a connection
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
 }
 
 /// Flags that `caas gateway` and `caas up` share.
@@ -76,24 +80,72 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .set("registry.url", args.registry.as_ref())
         .set("gateway.admin", args.admin)
         .set("gateway.id", args.id.as_ref())
-        .set("gateway.snapshot_file", args.snapshot_file.as_ref());
+        .set("gateway.snapshot_file", args.snapshot_file.as_ref())
+        .set("gateway.pid_file", args.pid_file.as_ref());
     let config = args.config.load(&Overrides::default(), &flags)?;
     let url = config.registry_url(&["zk://", "file:"])?.to_owned();
     let settings = config.gateway()?;
     process::start_log(&config.log)?;
-    let listeners = bind(&settings, "--admin (gateway.admin)")?;
+    let mut settings = settings;
+    let listeners = bind(&settings, "--admin (gateway.admin)", Inherited::take()?)?;
+    if listeners.succession.inherited && !settings.id.is_empty() {
+        // Until the old process is gone, both are known to registry-sync.
+        settings.id = format!("{}-{}", settings.id, std::process::id());
+    }
+    let handover = Handover::of(sockets(&listeners))?;
+    let succession = listeners.succession.clone();
     process::run_role(|shutdown| async move {
         let registry = backends::registry::open_reader(&url).map_err(|e| Failure::usage(e.to_string()))?;
         tracing::info!(listen = %settings.listen, admin = %settings.admin, domain = %settings.domain, registry = %url, "gateway");
+        let handing_over = tokio::spawn(handover.run(succession.handed_over.clone(), shutdown.clone()));
+        let pid_file = settings.pid_file.clone();
+        let handed_over = succession.handed_over.clone();
+        let announcing = tokio::spawn(async move {
+            succession.serving.cancelled().await;
+            handover::serves(pid_file.as_deref());
+        });
         let result = gateway::run(settings, Deps { registry }, listeners, shutdown.clone()).await;
+        announcing.abort();
+        handing_over.abort();
+        if handed_over.is_cancelled() && result.is_ok() {
+            return Ok(());
+        }
         process::ended("gateway", result, &shutdown)
     })
 }
 
-/// Binds a gateway's sockets: one listener per worker, and the admin's, which `admin_setting` changes.
-pub(crate) fn bind(settings: &gateway::Config, admin_setting: &str) -> Result<Listeners, Failure> {
+/// The sockets of a gateway by the names under which they are handed over.
+fn sockets(listeners: &Listeners) -> impl Iterator<Item = (&'static str, &std::net::TcpListener)> {
+    listeners
+        .http
+        .iter()
+        .map(|l| ("http", l))
+        .chain([("admin", &listeners.admin)])
+}
+
+/// A gateway's sockets: those that were `inherited`, else newly bound: one listener per worker, and the admin's, which
+/// `admin_setting` changes.
+pub(crate) fn bind(
+    settings: &gateway::Config,
+    admin_setting: &str,
+    mut inherited: Inherited,
+) -> Result<Listeners, Failure> {
+    let http = inherited.named("http");
+    let mut succession = Succession::default();
+    let http = if http.is_empty() {
+        listen::many(settings.listen, settings.worker_count(), "--listen (gateway.listen)")?
+    } else {
+        // One worker each, however many are configured: connections that wait in a socket that nobody serves would be lost.
+        succession.inherited = true;
+        http
+    };
+    let admin = match inherited.named("admin").pop() {
+        Some(admin) => admin,
+        None => listen::one(settings.admin, admin_setting)?,
+    };
     Ok(Listeners {
-        http: listen::many(settings.listen, settings.worker_count(), "--listen (gateway.listen)")?,
-        admin: listen::one(settings.admin, admin_setting)?,
+        http,
+        admin,
+        succession,
     })
 }

@@ -121,7 +121,12 @@ impl Gateway {
         let deps = Deps {
             registry: Arc::clone(&feed) as Arc<dyn RegistryReader>,
         };
-        let task = tokio::spawn(gateway::run(config, deps, Listeners { http, admin }, shutdown.clone()));
+        let listeners = Listeners {
+            http,
+            admin,
+            succession: gateway::Succession::default(),
+        };
+        let task = tokio::spawn(gateway::run(config, deps, listeners, shutdown.clone()));
         let gateway = Self {
             http: http_at,
             admin: admin_at,
