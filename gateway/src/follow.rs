@@ -55,6 +55,8 @@ pub(crate) struct Follower {
     revision: RegistryRevision,
     /// A snapshot of the registry itself has come (a file is none).
     heard: bool,
+    /// A snapshot or a snapshot file has come.
+    complete: bool,
     changed: bool,
 }
 
@@ -72,6 +74,7 @@ impl Follower {
             held: HashMap::new(),
             revision: RegistryRevision::default(),
             heard: false,
+            complete: false,
             changed: false,
         }
     }
@@ -256,7 +259,7 @@ impl Follower {
                 self.resync(snapshot, true, now);
                 self.heard = true;
                 self.changed = true;
-                self.shared.registry.loaded.cancel();
+                self.complete = true;
             }
             RegistryEvent::Changes { changes, revision } => {
                 status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
@@ -293,7 +296,7 @@ impl Follower {
     fn load(&mut self, snapshot: RegistrySnapshot, now: Instant) {
         self.resync(snapshot, false, now);
         self.changed = true;
-        self.shared.registry.loaded.cancel();
+        self.complete = true;
     }
 
     /// Makes requests obey everything heard so far.
@@ -326,6 +329,9 @@ impl Follower {
         }
         if !changes.is_empty() {
             self.shared.table.store(Arc::new(old.with(changes)));
+        }
+        if self.complete {
+            self.shared.registry.loaded.cancel();
         }
         // Only now: a request that still sees the old table finds the mark and reads the new one. See `Endpoint::enter` for why
         // none slips through between.
