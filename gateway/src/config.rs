@@ -82,7 +82,7 @@ pub struct Config {
     pub drain_delay_s: u64,
     /// Seconds that open requests and tunnels have to finish at shutdown. 0-86,400, default 30.
     pub drain_timeout_s: u64,
-    /// File that holds this process's id while it serves, by which `caas gateway upgrade` finds it. Default none.
+    /// File that holds this process's id while it serves, by which an upgrade finds it. Default none.
     pub pid_file: Option<PathBuf>,
     /// Access log: `off` (default), `stdout`, or the path of a file to append to.
     pub access_log: String,
