@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model::store::{Expected, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
+use model::store::{Expected, HostIntent, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
 use model::{
     App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, InstanceId, NewEvent, Operation, OperationId,
     OperationKind, OperationState, Schedulability, TenantId, Timestamp,
@@ -39,7 +39,10 @@ async fn all(name: &str, url: &str) {
     for n in 0..HOSTS {
         let host = host(&format!("h{n}"));
         let event = NewEvent::new(EventKind::Host, "bench", "joined");
-        store.host_create(&host, &event).await.expect("an answer");
+        store
+            .host_commit(&HostIntent::join(host, event), Timestamp::now())
+            .await
+            .expect("an answer");
     }
     for batch in [100, 10, 1] {
         let placers: Vec<_> = (0..PLACERS)

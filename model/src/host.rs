@@ -57,6 +57,33 @@ impl Host {
     }
 }
 
+/// Why two hosts can't both be: their memory and ports would be given away twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostClash {
+    /// They bear the same name.
+    Name,
+    /// They have the same engine.
+    Engine,
+    /// They lease ports of the same address.
+    Ports,
+}
+
+impl Host {
+    /// Whether a host of that `name` with that `engine`, leasing `ports` of `address`, can't be beside this one.
+    pub fn clash(&self, name: &HostName, engine: &str, address: IpAddr, ports: (u16, u16)) -> Option<HostClash> {
+        if self.name == *name {
+            return Some(HostClash::Name);
+        }
+        if self.engine == engine {
+            return Some(HostClash::Engine);
+        }
+        let overlap = self.port_range.0 <= ports.1 && ports.0 <= self.port_range.1;
+        // Engines in memory listen on nothing.
+        let listens = !self.engine.starts_with("fake:") && !engine.starts_with("fake:");
+        (listens && self.address == address && overlap).then_some(HostClash::Ports)
+    }
+}
+
 /// Whether new instances may be placed on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -26,7 +26,7 @@ pub mod time;
 pub use app::{App, AppStatus, Release};
 pub use config::AppConfig;
 pub use event::{Event, EventKind, NewEvent};
-pub use host::{Host, HostChange, Schedulability};
+pub use host::{Host, HostChange, HostClash, Schedulability};
 pub use id::{
     AppId, ContainerId, Generation, HostName, InstanceId, InvalidId, OperationId, PlatformId, TenantId, Version,
 };

@@ -198,6 +198,78 @@ pub enum IntentOutcome {
     },
 }
 
+/// How an `Idempotency-Key` was used before.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one is made per API call; boxing would only burden its readers"
+)]
+pub enum KeyUse {
+    /// Not in the last 24 hours.
+    New,
+    /// For the same request; its operation, if it made one.
+    Same(Option<Operation>),
+    /// For another request.
+    Other,
+}
+
+/// A change of hosts that somebody asked for, committed whole or not at all.
+#[derive(Clone, Debug)]
+pub struct HostIntent {
+    /// What shall be.
+    pub wish: HostWish,
+    /// The operation by which it can be followed, if it takes time.
+    pub operation: Option<Operation>,
+    /// The audit's entry.
+    pub event: NewEvent,
+    /// The caller's `Idempotency-Key` with a hash of the request, if given.
+    pub idempotency: Option<IdempotencyKey>,
+}
+
+impl HostIntent {
+    /// `host` shall join, without any key.
+    pub fn join(host: Host, event: NewEvent) -> Self {
+        Self {
+            wish: HostWish::Join(host),
+            operation: None,
+            event,
+            idempotency: None,
+        }
+    }
+}
+
+/// What shall be of a host.
+#[derive(Clone, Debug)]
+pub enum HostWish {
+    /// It joins. Ports of its address that rest since another host left go on resting.
+    Join(Host),
+    /// It changes: a compare-and-set on its generation; no change at all leaves it as it is.
+    Change {
+        /// The row as it was seen.
+        current: Host,
+        /// One after the other.
+        changes: Vec<HostChange>,
+    },
+    /// It goes, if it carries no instance. Ports that rest go on resting for their address.
+    Leave(HostName),
+}
+
+/// What came of a [`HostIntent`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum HostOutcome {
+    /// Done; the row as it is now, or was last.
+    Committed(Host),
+    /// The row that stands in the way: one that clashes with it ([`Host::clash`]), the changed one, or the one that
+    /// carries instances. Nothing was changed.
+    Conflict(Host),
+    /// There is no such host.
+    NotFound,
+    /// The same key was used before for the same request: its operation, if it made one.
+    Replayed(Option<Operation>),
+    /// The same key was used before for another request.
+    KeyReused,
+}
+
 /// Instances of one app to be placed, as decided from one look at the store.
 #[derive(Clone, Debug)]
 pub struct Placing {
@@ -340,16 +412,18 @@ pub trait Store: InstanceStore {
     /// that have ended; a bounded number at a time. How many rows went; 0: nothing is left to do.
     async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError>;
 
+    /// How `key` was used before. An answer for the impatient: the intent that bears the key has the last word.
+    async fn idempotency_fetch(&self, key: &IdempotencyKey, now: Timestamp) -> Result<KeyUse, StoreError>;
+
     // --- hosts ---
 
-    /// Adds a host; `Conflict` if the name is taken. Ports of its address that rest since another host was removed go on
-    /// resting.
-    async fn host_create(&self, host: &Host, event: &NewEvent) -> Result<Outcome<Host>, StoreError>;
+    /// Commits a change of hosts that somebody asked for, in one transaction.
+    async fn host_commit(&self, intent: &HostIntent, now: Timestamp) -> Result<HostOutcome, StoreError>;
 
     /// One host.
     async fn host_fetch(&self, name: &HostName) -> Result<Option<Host>, StoreError>;
 
-    /// Changes a host: a compare-and-set on its generation. No event, no waking for `UsedCpu`.
+    /// Notes what was seen of a host: a compare-and-set on its generation. No event, no waking for `UsedCpu`.
     async fn host_update(
         &self,
         current: &Host,
@@ -358,14 +432,7 @@ pub trait Store: InstanceStore {
         now: Timestamp,
     ) -> Result<Outcome<Host>, StoreError>;
 
-    /// Removes a host that carries no instance; `Conflict` while it does. Ports that rest go on resting for their address.
-    async fn host_remove(&self, name: &HostName, event: &NewEvent, now: Timestamp)
-    -> Result<Outcome<Host>, StoreError>;
-
     // --- operations and events ---
-
-    /// Records an operation that is not about an app (those come with their intent).
-    async fn operation_create(&self, operation: &Operation, event: &NewEvent) -> Result<(), StoreError>;
 
     /// One operation.
     async fn operation_fetch(&self, id: &OperationId) -> Result<Option<Operation>, StoreError>;

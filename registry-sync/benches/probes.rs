@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use backends::registry::MemoryRegistry;
 use model::operation::{OperationKind, OperationState};
 use model::registry::RegistryWriter as _;
-use model::store::{Expected, InstanceFilter, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
+use model::store::{Expected, HostIntent, InstanceFilter, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
 use model::{
     App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, InstanceChange, InstanceId, NewEvent, Operation,
     OperationId, Release, ReleaseSpec, Schedulability, TenantId, Timestamp,
@@ -123,7 +123,10 @@ async fn fill(store: &dyn Store) {
             generation: Generation::FIRST,
         };
         store
-            .host_create(&host, &NewEvent::new(EventKind::Host, "bench", "joined"))
+            .host_commit(
+                &HostIntent::join(host, NewEvent::new(EventKind::Host, "bench", "joined")),
+                Timestamp::now(),
+            )
             .await
             .expect("host");
     }

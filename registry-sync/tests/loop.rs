@@ -10,7 +10,7 @@ use backends::registry::MemoryRegistry;
 use model::operation::{OperationKind, OperationState};
 use model::registry::{Acknowledgement, RegistryReader as _, RegistryRevision, RegistrySnapshot, RegistryWriter as _};
 use model::spec::{OnFailure, ProbeKind};
-use model::store::{Expected, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
+use model::store::{Expected, HostIntent, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
 use model::{
     App, AppConfig, AppId, AppStatus, ContainerId, EventKind, FailureCode, Generation, Host, Instance, InstanceChange,
     InstanceId, InstanceState, NewEvent, Operation, OperationId, Release, ReleaseSpec, Schedulability, TenantId,
@@ -53,7 +53,10 @@ impl Bed {
             generation: Generation::FIRST,
         };
         store
-            .host_create(&host, &NewEvent::new(EventKind::Host, "test", "joined"))
+            .host_commit(
+                &HostIntent::join(host, NewEvent::new(EventKind::Host, "test", "joined")),
+                Timestamp::now(),
+            )
             .await
             .expect("host");
         let mut bed = Self {

@@ -244,12 +244,6 @@ fn new_app(id: &AppId, now: Timestamp) -> App {
     }
 }
 
-/// A draft that stands for nothing.
-pub(crate) fn blank(id: &AppId, now: Timestamp) -> Draft {
-    let operation = operation(id, OperationKind::Configure, None, now);
-    draft(new_app(id, now), None, operation, String::new(), now)
-}
-
 /// The operation of a change that leaves an open deploy or rollback as it is: that one under a new id, so that it
 /// still can fail and return; otherwise a new one of `kind`. Changes beside the instances leave every operation as it is.
 fn going_on(situation: &Situation<'_>, kind: OperationKind, beside: bool) -> Operation {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, Outcome, StoreError};
+use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, KeyUse, Outcome, StoreError};
 use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, Release, Timestamp};
 
 use super::database::{Fault, Value, values};
@@ -47,9 +47,12 @@ pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -
         Box::pin(async move {
             // The key comes first: of two same requests at once the second waits here for the first to end.
             if let Some(key) = &intent.idempotency
-                && let Some(answer) = use_key(tx, key, &intent.operation, now).await?
+                && let Some(used) = use_key(tx, key, Some(&intent.operation), now).await?
             {
-                return Ok(End::Abandon(answer));
+                return match used {
+                    KeyUse::Same(Some(operation)) => Ok(End::Abandon(IntentOutcome::Replayed(operation))),
+                    _ => Ok(End::Abandon(IntentOutcome::KeyReused)),
+                };
             }
             let before = match intent.expected {
                 Expected::Absent => None,
@@ -86,15 +89,16 @@ pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -
     .await
 }
 
-/// Takes the key for `operation`; or what is answered because it was taken before.
-async fn use_key(
+/// Takes the key for `operation`; or how it was taken before.
+pub(super) async fn use_key(
     tx: &mut Tx<'_>,
     key: &IdempotencyKey,
-    operation: &Operation,
+    operation: Option<&Operation>,
     now: Timestamp,
-) -> Result<Option<IntentOutcome>, Fault> {
+) -> Result<Option<KeyUse>, Fault> {
+    let operation = operation.map_or("", |o| o.id.as_str());
     let sql = "INSERT INTO idempotency (id, request_hash, operation, created_at) VALUES (?, ?, ?, ?)";
-    let values = values![&key.key, &key.request_hash, &operation.id, now];
+    let values = values![&key.key, &key.request_hash, operation, now];
     match tx.execute(sql, &values).await {
         Ok(_) => return Ok(None),
         Err(Fault::Duplicate(_)) => {}
@@ -106,20 +110,40 @@ async fn use_key(
     };
     if used.created_at <= now.minus(KEY_LIFE) {
         let sql = "UPDATE idempotency SET request_hash = ?, operation = ?, created_at = ? WHERE id = ?";
-        let values = values![&key.request_hash, &operation.id, now, &key.key];
+        let values = values![&key.request_hash, operation, now, &key.key];
         tx.execute(sql, &values).await?;
         return Ok(None);
     }
+    how_used(tx, key, used).await.map(Some)
+}
+
+async fn how_used(tx: &mut Tx<'_>, key: &IdempotencyKey, used: UsedKey) -> Result<KeyUse, Fault> {
     if used.request_hash != key.request_hash {
-        return Ok(Some(IntentOutcome::KeyReused));
+        return Ok(KeyUse::Other);
     }
-    match rows::operation(tx, &used.operation).await? {
-        Some(operation) => Ok(Some(IntentOutcome::Replayed(operation))),
+    let Some(id) = used.operation else {
+        return Ok(KeyUse::Same(None));
+    };
+    match rows::operation(tx, &id).await? {
+        Some(operation) => Ok(KeyUse::Same(Some(operation))),
         None => Err(Fault::Fatal(StoreError::Corrupt(format!(
-            "idempotency key {} names operation {}, which is gone",
-            key.key, used.operation
+            "idempotency key {} names operation {id}, which is gone",
+            key.key
         )))),
     }
+}
+
+pub(super) async fn key_use(at: &Transactions, key: &IdempotencyKey, now: Timestamp) -> Result<KeyUse, StoreError> {
+    at.read(|tx| {
+        Box::pin(async move {
+            let rest = "FROM idempotency WHERE id = ?";
+            match tx.fetch::<UsedKey>(rest, &values![&key.key]).await? {
+                Some(used) if used.created_at > now.minus(KEY_LIFE) => how_used(tx, key, used).await,
+                _ => Ok(KeyUse::New),
+            }
+        })
+    })
+    .await
 }
 
 /// A new `restart_before` is later than every instance that was there, though a machine whose clock is ahead placed it.

@@ -53,6 +53,9 @@ impl From<sqlx::Error> for Fault {
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::WorkerCrashed
                 | sqlx::Error::BeginFailed => Self::Lost(error.to_string()),
+                sqlx::Error::Configuration(why) => {
+                    Self::Fatal(StoreError::Unavailable(mysql::unusable(&why.to_string())))
+                }
                 other => Self::Fatal(StoreError::Corrupt(other.to_string())),
             };
         };

@@ -22,8 +22,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::store::{
-    AppSettle, InstanceFilter, InstanceStore, Intent, IntentOutcome, Outcome, PlaceOutcome, Placing,
-    RegistryCredentials, Revision, Store, StoreError, Token,
+    AppSettle, HostIntent, HostOutcome, IdempotencyKey, InstanceFilter, InstanceStore, Intent, IntentOutcome, KeyUse,
+    Outcome, PlaceOutcome, Placing, RegistryCredentials, Revision, Store, StoreError, Token,
 };
 use model::{
     App, AppId, Event, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, NewEvent, Operation,
@@ -272,8 +272,12 @@ impl Store for SqlStore {
         admin::prune(&self.at, keep, events_before, now).await
     }
 
-    async fn host_create(&self, host: &Host, event: &NewEvent) -> Result<Outcome<Host>, StoreError> {
-        hosts::create(&self.at, host, event).await
+    async fn idempotency_fetch(&self, key: &IdempotencyKey, now: Timestamp) -> Result<KeyUse, StoreError> {
+        apps::key_use(&self.at, key, now).await
+    }
+
+    async fn host_commit(&self, intent: &HostIntent, now: Timestamp) -> Result<HostOutcome, StoreError> {
+        hosts::commit(&self.at, intent, now).await
     }
 
     async fn host_fetch(&self, name: &HostName) -> Result<Option<Host>, StoreError> {
@@ -288,19 +292,6 @@ impl Store for SqlStore {
         now: Timestamp,
     ) -> Result<Outcome<Host>, StoreError> {
         hosts::update(&self.at, current, change, event, now).await
-    }
-
-    async fn host_remove(
-        &self,
-        name: &HostName,
-        event: &NewEvent,
-        now: Timestamp,
-    ) -> Result<Outcome<Host>, StoreError> {
-        hosts::remove(&self.at, name, event, now).await
-    }
-
-    async fn operation_create(&self, operation: &Operation, event: &NewEvent) -> Result<(), StoreError> {
-        operations::create(&self.at, operation, event).await
     }
 
     async fn operation_fetch(&self, id: &OperationId) -> Result<Option<Operation>, StoreError> {

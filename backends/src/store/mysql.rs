@@ -60,6 +60,18 @@ pub(super) async fn connect(options: &MySqlConnectOptions) -> Result<Connection,
     Ok(connection)
 }
 
+/// Why a server can't be used as it or its address is set up, told from sqlx's words. MySQL 8 wants a password over TLS; or
+/// encrypted by a key that it sends along, which whoever stands between could replace: we don't speak that.
+pub(super) fn unusable(why: &str) -> String {
+    if why.contains("RSA") {
+        "the server takes this user's password only over TLS, which is off: turn TLS on at the server (and leave ssl-mode \
+         out of the address), or create the user WITH mysql_native_password"
+            .into()
+    } else {
+        why.to_owned()
+    }
+}
+
 /// What the server's error number means for the caller.
 pub(super) fn fault(number: u16, text: String) -> Fault {
     match number {
@@ -96,6 +108,16 @@ mod tests {
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_password_that_would_need_tls_is_told_as_such() {
+        // As sqlx says it when the server has no TLS and asks for caching_sha2_password.
+        let error = sqlx::Error::Configuration("RSA auth backend disabled; enable feature `mysql-rsa`".into());
+        let Fault::Fatal(StoreError::Unavailable(why)) = Fault::from(error) else {
+            panic!("another fault");
+        };
+        assert!(why.contains("only over TLS") && !why.contains("feature"), "{why}");
     }
 
     #[test]

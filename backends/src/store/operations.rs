@@ -1,10 +1,9 @@
 //! Operations and events.
 
 use model::store::{Outcome, Revision, StoreError};
-use model::{AppId, Event, EventKind, Generation, NewEvent, Operation, OperationId, OperationState, Timestamp};
+use model::{AppId, Event, EventKind, NewEvent, Operation, OperationId, OperationState, Timestamp};
 use tokio::time::{Instant, sleep_until};
 
-use super::apps::insert_operation;
 use super::database::{Connector, Fault, Row, values};
 use super::revision::{Look, POLL, Revisions};
 use super::rows::{self, failure, json};
@@ -15,21 +14,6 @@ const EVENTS: u32 = 10_000;
 
 /// How far below the newest number a gap is looked for: more than is committed while one can be young.
 const YOUNG: i64 = 20_000;
-
-pub(super) async fn create(at: &Transactions, operation: &Operation, event: &NewEvent) -> Result<(), StoreError> {
-    at.write(|tx| {
-        Box::pin(async move {
-            let operation = Operation {
-                generation: Generation::FIRST,
-                ..operation.clone()
-            };
-            insert_operation(tx, &operation).await?;
-            tx.record(event.clone(), operation.created_at);
-            Ok(End::Commit(()))
-        })
-    })
-    .await
-}
 
 pub(super) async fn fetch(at: &Transactions, id: &OperationId) -> Result<Option<Operation>, StoreError> {
     at.read(|tx| Box::pin(async move { rows::operation(tx, id).await }))

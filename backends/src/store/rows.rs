@@ -336,7 +336,8 @@ impl Stored for HostPort {
 /// A used `Idempotency-Key`.
 pub(super) struct UsedKey {
     pub(super) request_hash: String,
-    pub(super) operation: model::OperationId,
+    /// `None`: what was asked for was done at once.
+    pub(super) operation: Option<model::OperationId>,
     pub(super) created_at: Timestamp,
 }
 
@@ -346,7 +347,10 @@ impl Stored for UsedKey {
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         Ok(Self {
             request_hash: c.text()?,
-            operation: c.id()?,
+            operation: match c.text()? {
+                text if text.is_empty() => None,
+                text => Some(text.parse().map_err(corrupt)?),
+            },
             created_at: c.time()?,
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use model::{App, AppId, Instance, InstanceId, Operation, Release, Version};
+use model::{App, AppId, Instance, InstanceId, Operation, Release, Timestamp, Version};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -27,6 +27,9 @@ pub(crate) struct AppDetail {
     /// Where it can be reached.
     #[serde(default)]
     pub(crate) url: Option<String>,
+    /// Until when the next instance waits, since so many failed.
+    #[serde(default)]
+    pub(crate) next_try_at: Option<Timestamp>,
 }
 
 /// An app in the list of `GET /apps`.
@@ -211,10 +214,18 @@ pub(crate) async fn info(session: &Session, args: &InfoArgs) -> Result<(), Failu
             }
         }
     }
+    if let Some(at) = detail.next_try_at {
+        render::print(&format!("\n{}", waits_text(at)));
+        render::print(&format!("  `caas why {}` tells what they died of", detail.app.id));
+    }
     if !detail.instances.is_empty() {
         render::print(&format!("\n{}", instances::table_of(&detail.instances)));
     }
     Ok(())
+}
+
+fn waits_text(at: Timestamp) -> String {
+    format!("so many instances failed that the next one waits until {at}")
 }
 
 fn info_text(detail: &AppDetail) -> String {
@@ -365,6 +376,8 @@ struct Why {
     operation: Option<Operation>,
     #[serde(default)]
     failed: Vec<Instance>,
+    #[serde(default)]
+    next_try_at: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -418,6 +431,7 @@ fn why_text(app: &AppId, why: &Why) -> String {
         ));
         lines.extend(operation.reasons.iter().map(|r| format!("  {r}")));
     }
+    lines.extend(why.next_try_at.map(waits_text));
     if !why.failed.is_empty() {
         lines.push("instances that failed last:".into());
     }
@@ -460,13 +474,15 @@ mod tests {
                 "refused": [{"filter": "memory", "hosts": ["h2", "h3"], "reason": "too little memory"}]
             },
             "operation": null,
-            "failed": []
+            "failed": [],
+            "next_try_at": "2026-11-21T12:00:30.000Z"
         }))
         .expect("as the API answers");
         assert_eq!(
             why_text(&"hello".parse().expect("valid"), &why),
             "a further instance of hello would fit on 1 of 3 hosts, the best first:\n  \
-             ✓ h1              score 0.50 (spread -0.25, strategy +0.75)\n  ✗ h2 h3           too little memory"
+             ✓ h1              score 0.50 (spread -0.25, strategy +0.75)\n  ✗ h2 h3           too little memory\n\
+             so many instances failed that the next one waits until 2026-11-21T12:00:30.000Z"
         );
     }
 }

@@ -4,7 +4,7 @@ use axum::extract::State;
 use axum::http::Uri;
 use axum::response::{Json, Response};
 use model::store::InstanceFilter;
-use model::{App, AppConfig, AppId, AppStatus, Instance, Operation, Release, Version};
+use model::{App, AppConfig, AppId, AppStatus, Instance, Operation, Release, Timestamp, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
@@ -15,6 +15,7 @@ use super::error::{ApiError, Code};
 use super::extract::{Call, Id, Query};
 use super::schema::{self, ChangeHeaders, ChangeQuery};
 use super::{Api, capacity, deploy, merge};
+use crate::converge::next_try;
 use crate::intent::{Change, MAX_INSTANCES, Refusal};
 use crate::placement::{self, Explanation};
 
@@ -67,6 +68,8 @@ struct Info {
     instances: Vec<Instance>,
     operation: Option<Operation>,
     url: Option<String>,
+    /// Until when the next instance waits, since so many failed.
+    next_try_at: Option<Timestamp>,
 }
 
 /// Show an app
@@ -79,14 +82,25 @@ pub(super) async fn info(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Re
         Some(operation) => api.store.operation_fetch(operation).await?,
         None => None,
     };
+    let history = history(&api, &id).await?;
     let info = Info {
         release: api.store.release_fetch(&id, app.release).await?,
-        instances: api.store.instance_list(&InstanceFilter::held_of(&id)).await?,
+        next_try_at: next_try(&app, operation.as_ref(), &history, Timestamp::now()),
+        instances: history.into_iter().filter(|i| i.released_at.is_none()).collect(),
         operation,
         url: api.url_of(&id),
         app,
     };
     Ok(answer::tagged(info.app.generation, info))
+}
+
+/// All instances of an app, those that are gone too, oldest first.
+async fn history(api: &Api, id: &AppId) -> Result<Vec<Instance>, ApiError> {
+    let filter = InstanceFilter {
+        released_too: true,
+        ..InstanceFilter::held_of(id)
+    };
+    Ok(api.store.instance_list(&filter).await?)
 }
 
 pub(super) async fn fetch(api: &Api, id: &AppId) -> Result<App, ApiError> {
@@ -100,7 +114,7 @@ pub(super) async fn fetch(api: &Api, id: &AppId) -> Result<App, ApiError> {
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn remove(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
     // First of all: the app may be gone by the first request that bore this key.
-    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+    if let Some(operation) = commit::replayed(&api, &call).await? {
         return commit::answer(&api, &call, operation, None).await;
     }
     let app = fetch(&api, &id).await?;
@@ -144,7 +158,7 @@ pub(super) async fn scale(State(api): State<Api>, Id(id): Id<AppId>, call: Call)
     if wanted > MAX_INSTANCES {
         return Err(Refusal::TooMany(wanted).into());
     }
-    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+    if let Some(operation) = commit::replayed(&api, &call).await? {
         return commit::answer(&api, &call, operation, None).await;
     }
     let look = Look::at(&api, &call, &id).await?;
@@ -207,7 +221,7 @@ pub(super) struct RollbackRequest {
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn rollback(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
     let request: RollbackRequest = call.json_or_default()?;
-    if let Some(operation) = commit::replayed(&api, &call, &id).await? {
+    if let Some(operation) = commit::replayed(&api, &call).await? {
         return commit::answer(&api, &call, operation, None).await;
     }
     let app = fetch(&api, &id).await?;
@@ -294,6 +308,7 @@ struct Why {
     explanation: Option<Explanation>,
     operation: Option<Operation>,
     failed: Vec<Instance>,
+    next_try_at: Option<Timestamp>,
 }
 
 /// Explain placement
@@ -315,11 +330,8 @@ pub(super) async fn why(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Res
         Some(operation) => api.store.operation_fetch(operation).await?,
         None => None,
     };
-    let filter = InstanceFilter {
-        released_too: true,
-        ..InstanceFilter::held_of(&id)
-    };
-    let mut failed = api.store.instance_list(&filter).await?;
+    let mut failed = history(&api, &id).await?;
+    let next_try_at = next_try(&app, operation.as_ref(), &failed, Timestamp::now());
     failed.retain(|i| i.failure.is_some());
     failed.reverse();
     failed.truncate(5);
@@ -327,6 +339,7 @@ pub(super) async fn why(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Res
         explanation,
         operation,
         failed,
+        next_try_at,
     };
     Ok(answer::tagged(app.generation, why))
 }

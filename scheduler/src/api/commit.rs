@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Json, Response};
-use model::store::{Expected, Intent, IntentOutcome, Revision};
+use model::store::{Expected, Intent, IntentOutcome, KeyUse, Revision};
 use model::{App, AppId, EventKind, Generation, HostName, NewEvent, Operation, OperationId, OperationState, Timestamp};
 use serde::Serialize;
 use serde_json::json;
@@ -91,7 +91,7 @@ pub(super) async fn succeeded(api: &Api, app: &App) -> Result<Vec<u32>, ApiError
 
 /// Decides `change` of an app, commits it and answers with the operation.
 pub(super) async fn change(api: &Api, call: &Call, id: &AppId, change: &Change) -> Result<Response, ApiError> {
-    if let Some(operation) = replayed(api, call, id).await? {
+    if let Some(operation) = replayed(api, call).await? {
         return answer(api, call, operation, None).await;
     }
     for _ in 0..ATTEMPTS {
@@ -157,7 +157,7 @@ pub(super) fn domain_taken(domain: &str, owner: &AppId) -> ApiError {
     )
 }
 
-fn key_reused() -> ApiError {
+pub(super) fn key_reused() -> ApiError {
     ApiError::new(
         Code::IdempotencyKeyReused,
         "this Idempotency-Key was used for another request: use a new one",
@@ -165,32 +165,23 @@ fn key_reused() -> ApiError {
     .at("Idempotency-Key")
 }
 
-/// The operation of the same request with the same `Idempotency-Key`, if it was made before. Asked before anything
-/// else, because the first request may have changed what the second would be refused for.
-pub(super) async fn replayed(api: &Api, call: &Call, id: &AppId) -> Result<Option<Operation>, ApiError> {
-    let Some(key) = &call.idempotency else {
+/// What the same request with the same `Idempotency-Key` made when it was made before: its operation, if it was one that
+/// takes time. Asked before anything else, because the first request may have changed what the second would be refused
+/// for.
+pub(super) async fn used(api: &Api, call: &Call) -> Result<Option<Option<Operation>>, ApiError> {
+    let Some(key) = call.idempotency.as_ref().filter(|_| !call.dry_run) else {
         return Ok(None);
     };
-    if call.dry_run {
-        return Ok(None);
+    match api.store.idempotency_fetch(key, Timestamp::now()).await? {
+        KeyUse::New => Ok(None),
+        KeyUse::Same(operation) => Ok(Some(operation)),
+        KeyUse::Other => Err(key_reused()),
     }
-    // An intent that names a generation that no row ever has commits nothing, but is recognised by its key.
-    let now = Timestamp::now();
-    let nothing = intent::blank(id, now);
-    let probe = Intent {
-        app: nothing.app,
-        expected: Expected::Generation(Generation(0)),
-        release: None,
-        operation: nothing.operation,
-        event: NewEvent::new(EventKind::App, &call.actor.name, "").about_app(id),
-        idempotency: Some(key.clone()),
-    };
-    match api.store.intent_commit(&probe, now).await? {
-        IntentOutcome::Replayed(operation) => Ok(Some(operation)),
-        IntentOutcome::KeyReused => Err(key_reused()),
-        IntentOutcome::Conflict(_) | IntentOutcome::NotFound | IntentOutcome::DomainTaken { .. } => Ok(None),
-        IntentOutcome::Committed(..) => Err(ApiError::internal(&"an intent on no generation was committed")),
-    }
+}
+
+/// See [`used`], of requests that always make an operation.
+pub(super) async fn replayed(api: &Api, call: &Call) -> Result<Option<Operation>, ApiError> {
+    Ok(used(api, call).await?.flatten())
 }
 
 /// What `?dry_run=true` answers.

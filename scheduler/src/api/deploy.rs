@@ -46,7 +46,7 @@ pub(super) struct DeployRequest {
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Call) -> Result<Response, ApiError> {
     let request: DeployRequest = call.json()?;
-    if let Some(operation) = commit::replayed(&api, &call, &app).await? {
+    if let Some(operation) = commit::replayed(&api, &call).await? {
         return commit::answer(&api, &call, operation, None).await;
     }
     // A digest is asked for once, however often the change is decided anew.

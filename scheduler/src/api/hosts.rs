@@ -8,21 +8,20 @@ use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse as _, Json, Response};
 use model::engine::EngineInfo;
 use model::spec::check_labels;
-use model::store::{InstanceFilter, Outcome};
+use model::store::{HostIntent, HostOutcome, HostWish, InstanceFilter};
 use model::{
-    EventKind, Generation, Host, HostChange, HostName, NewEvent, Operation, OperationKind, OperationState,
+    EventKind, Generation, Host, HostChange, HostClash, HostName, NewEvent, Operation, OperationKind, OperationState,
     Schedulability, Timestamp,
 };
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
+use super::Api;
 use super::answer::{self, Page};
-use super::auth::Actor;
 use super::commit::{self, Plan};
 use super::error::{ApiError, Code};
 use super::extract::{Call, Id, Query};
 use super::schema::{self, ChangeHeaders, ChangeQuery};
-use super::{Api, extract};
 use crate::intent;
 
 /// Most lines that say what is in the way.
@@ -76,18 +75,21 @@ pub(super) struct HostRequest {
 /// Add a host
 ///
 /// Its engine must answer: what it says of CPU and memory is noted.
-#[utoipa::path(post, path = "/api/v1/hosts", tag = "hosts", request_body = HostRequest,
+#[utoipa::path(post, path = "/api/v1/hosts", tag = "hosts", params(schema::OnceHeader), request_body = HostRequest,
     responses((status = 201, body = schema::Host)))]
-pub(super) async fn create(
-    State(api): State<Api>,
-    actor: Actor,
-    extract::Json(request): extract::Json<HostRequest>,
-) -> Result<Response, ApiError> {
+pub(super) async fn create(State(api): State<Api>, call: Call) -> Result<Response, ApiError> {
+    let request: HostRequest = call.json()?;
+    if commit::used(&api, &call).await?.is_some() {
+        return Ok(created(&fetch(&api, &request.name).await?));
+    }
     let port_range = request.port_range.unwrap_or(api.port_range);
     check(&request, port_range, api.allow_fake_engines)?;
-    no_twin(&request, port_range, &api.store.host_list().await?)?;
+    for host in api.store.host_list().await? {
+        no_clash(&request.name, &request.engine, request.address, port_range, &host)?;
+    }
     let engine = (api.engines)(&request.engine).map_err(|e| bad_engine(&e))?;
     let info: EngineInfo = engine.info().await.map_err(|e| bad_engine(&e))?;
+    let now = Timestamp::now();
     let host = Host {
         memory_mb: request.memory_mb.unwrap_or_else(|| most_of(info.memory_mb)),
         cpu_millis: info.cpu_millis,
@@ -103,7 +105,7 @@ pub(super) async fn create(
         reserved_cpu_weight: 0,
         instances: 0,
         used_cpu_millis: 0,
-        created_at: Timestamp::now(),
+        created_at: now,
         generation: Generation::FIRST,
     };
     let message = format!(
@@ -112,22 +114,33 @@ pub(super) async fn create(
         host.memory_mb,
         f64::from(host.cpu_millis) / 1000.0
     );
-    match api
-        .store
-        .host_create(&host, &event(&actor.name, &host.name, message))
-        .await?
-    {
-        Outcome::Updated(host) => {
-            let mut response = (StatusCode::CREATED, Json(&host)).into_response();
-            answer::tag(&mut response, host.generation);
-            Ok(response)
+    let intent = intent(&call, &host.name, HostWish::Join(host.clone()), message);
+    match api.store.host_commit(&intent, now).await? {
+        HostOutcome::Committed(host) => Ok(created(&host)),
+        HostOutcome::Replayed(_) => Ok(created(&fetch(&api, &host.name).await?)),
+        HostOutcome::KeyReused => Err(commit::key_reused()),
+        HostOutcome::Conflict(other) => {
+            no_clash(&host.name, &host.engine, host.address, host.port_range, &other)?;
+            Err(taken(&host.name))
         }
-        Outcome::Conflict(_) | Outcome::NotFound => Err(taken(&host.name)),
+        HostOutcome::NotFound => Err(ApiError::internal(&"a host that joined was not found")),
     }
 }
 
-fn event(actor: &str, host: &HostName, message: String) -> NewEvent {
-    NewEvent::new(EventKind::Host, actor, message).about_host(host)
+fn created(host: &Host) -> Response {
+    let mut response = (StatusCode::CREATED, Json(host)).into_response();
+    answer::tag(&mut response, host.generation);
+    response
+}
+
+/// What `call` asks of the host `name`.
+fn intent(call: &Call, name: &HostName, wish: HostWish, message: String) -> HostIntent {
+    HostIntent {
+        wish,
+        operation: None,
+        event: NewEvent::new(EventKind::Host, &call.actor.name, message).about_host(name),
+        idempotency: call.idempotency.clone(),
+    }
 }
 
 fn taken(name: &HostName) -> ApiError {
@@ -208,33 +221,25 @@ fn check_memory(memory_mb: Option<u32>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Refuses a host that is one of `hosts` under another name: its memory and ports would be given away twice.
-fn no_twin(request: &HostRequest, port_range: (u16, u16), hosts: &[Host]) -> Result<(), ApiError> {
-    for host in hosts {
-        if host.name == request.name {
-            return Err(taken(&host.name));
-        }
-        if host.engine == request.engine {
-            return Err(ApiError::new(
-                Code::Conflict,
-                format!("engine {} is that of host {} already", host.engine, host.name),
-            )
-            .at("/engine"));
-        }
-        let overlap = host.port_range.0 <= port_range.1 && port_range.0 <= host.port_range.1;
-        let listens = !host.engine.starts_with("fake:") && !request.engine.starts_with("fake:");
-        if listens && host.address == request.address && overlap {
-            return Err(ApiError::new(
-                Code::Conflict,
-                format!(
-                    "host {} leases ports {}-{} of address {} already: choose others",
-                    host.name, host.port_range.0, host.port_range.1, host.address
-                ),
-            )
-            .at("/port_range"));
-        }
+/// Refuses a host that is `other` under another name: its memory and ports would be given away twice.
+fn no_clash(name: &HostName, engine: &str, address: IpAddr, ports: (u16, u16), other: &Host) -> Result<(), ApiError> {
+    match other.clash(name, engine, address, ports) {
+        None => Ok(()),
+        Some(HostClash::Name) => Err(taken(name)),
+        Some(HostClash::Engine) => Err(ApiError::new(
+            Code::Conflict,
+            format!("engine {engine} is that of host {} already", other.name),
+        )
+        .at("/engine")),
+        Some(HostClash::Ports) => Err(ApiError::new(
+            Code::Conflict,
+            format!(
+                "host {} leases ports {}-{} of address {} already: choose others",
+                other.name, other.port_range.0, other.port_range.1, other.address
+            ),
+        )
+        .at("/port_range")),
     }
-    Ok(())
 }
 
 /// What shall change.
@@ -255,54 +260,63 @@ fn some<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Resu
 }
 
 /// Change a host's labels or memory
-#[utoipa::path(patch, path = "/api/v1/hosts/{host}", tag = "hosts", params(schema::IfMatch), request_body = HostPatch,
+#[utoipa::path(patch, path = "/api/v1/hosts/{host}", tag = "hosts", params(ChangeHeaders), request_body = HostPatch,
     responses((status = 200, body = schema::Host)))]
 pub(super) async fn change(State(api): State<Api>, Id(name): Id<HostName>, call: Call) -> Result<Response, ApiError> {
     let patch: HostPatch = call.json()?;
     check_memory(patch.memory_mb)?;
     let mut changes = Vec::new();
+    let mut what = Vec::new();
     if let Some(labels) = patch.labels {
         check_labels(&labels).map_err(|message| ApiError::new(Code::InvalidSpec, message).at("/labels"))?;
-        changes.push((HostChange::Labels(labels), "new labels".to_owned()));
+        changes.push(HostChange::Labels(labels));
+        what.push("new labels".to_owned());
     }
     if let Some(mb) = patch.memory_mb {
-        changes.push((HostChange::MemoryMb(mb), format!("{mb} MiB for instances")));
+        changes.push(HostChange::MemoryMb(mb));
+        what.push(format!("{mb} MiB for instances"));
     }
-    let mut host = fetch(&api, &name).await?;
-    let mut expected = call.if_match;
-    for (change, what) in changes {
-        let message = format!("host {name}: {what}");
-        host = update(&api, &call.actor, host, expected, &change, message).await?;
-        // The condition was on the row as it was before the first change.
-        expected = None;
-    }
+    let (host, _) = update(&api, &call, &name, |host| {
+        let message = format!("host {name}: {}", what.join(", "));
+        (!changes.is_empty()).then(|| intent(&call, &name, changed(host, &changes), message))
+    })
+    .await?;
     Ok(answer::tagged(host.generation, host))
 }
 
-/// Changes `host`; decided anew when somebody else was faster, unless the caller named the generation.
+fn changed(current: &Host, changes: &[HostChange]) -> HostWish {
+    HostWish::Change {
+        current: current.clone(),
+        changes: changes.to_vec(),
+    }
+}
+
+/// Commits what `decide` makes of the host, decided anew when somebody else was faster, unless the caller named the
+/// generation; `None` from it: the host is as it should be. The host as it is then, and the operation of a repeated
+/// request.
 async fn update(
     api: &Api,
-    actor: &Actor,
-    host: Host,
-    expected: Option<Generation>,
-    change: &HostChange,
-    message: String,
-) -> Result<Host, ApiError> {
-    let name = host.name.clone();
-    let event = event(&actor.name, &name, message);
-    let mut host = host;
+    call: &Call,
+    name: &HostName,
+    decide: impl Fn(&Host) -> Option<HostIntent>,
+) -> Result<(Host, Option<Operation>), ApiError> {
+    if let Some(operation) = commit::used(api, call).await? {
+        return Ok((fetch(api, name).await?, operation));
+    }
+    let mut host = fetch(api, name).await?;
     for _ in 0..commit::ATTEMPTS {
-        if expected.is_some_and(|wanted| wanted != host.generation) {
+        if call.if_match.is_some_and(|wanted| wanted != host.generation) {
             return Err(ApiError::stale(&format!("host {name}"), host.generation));
         }
-        match api
-            .store
-            .host_update(&host, change, Some(&event), Timestamp::now())
-            .await?
-        {
-            Outcome::Updated(host) => return Ok(host),
-            Outcome::Conflict(current) => host = current,
-            Outcome::NotFound => return Err(ApiError::not_found("host", &name)),
+        let Some(intent) = decide(&host) else {
+            return Ok((host, None));
+        };
+        match api.store.host_commit(&intent, Timestamp::now()).await? {
+            HostOutcome::Committed(host) => return Ok((host, intent.operation)),
+            HostOutcome::Replayed(operation) => return Ok((fetch(api, name).await?, operation)),
+            HostOutcome::KeyReused => return Err(commit::key_reused()),
+            HostOutcome::Conflict(current) => host = current,
+            HostOutcome::NotFound => return Err(ApiError::not_found("host", name)),
         }
     }
     Err(ApiError::new(
@@ -312,37 +326,37 @@ async fn update(
 }
 
 /// Close a host for new instances
-#[utoipa::path(post, path = "/api/v1/hosts/{host}/cordon", tag = "hosts", params(schema::IfMatch),
+#[utoipa::path(post, path = "/api/v1/hosts/{host}/cordon", tag = "hosts", params(ChangeHeaders),
     responses((status = 200, body = schema::Host)))]
 pub(super) async fn cordon(State(api): State<Api>, Id(name): Id<HostName>, call: Call) -> Result<Response, ApiError> {
     set(&api, &name, &call, Schedulability::Cordoned).await
 }
 
 /// Open a host for new instances
-#[utoipa::path(post, path = "/api/v1/hosts/{host}/uncordon", tag = "hosts", params(schema::IfMatch),
+#[utoipa::path(post, path = "/api/v1/hosts/{host}/uncordon", tag = "hosts", params(ChangeHeaders),
     responses((status = 200, body = schema::Host)))]
 pub(super) async fn uncordon(State(api): State<Api>, Id(name): Id<HostName>, call: Call) -> Result<Response, ApiError> {
     set(&api, &name, &call, Schedulability::Schedulable).await
 }
 
 async fn set(api: &Api, name: &HostName, call: &Call, to: Schedulability) -> Result<Response, ApiError> {
-    let mut host = fetch(api, name).await?;
-    if call.if_match.is_some_and(|wanted| wanted != host.generation) {
-        return Err(ApiError::stale(&format!("host {name}"), host.generation));
-    }
-    if host.schedulability != to {
+    let (host, _) = update(api, call, name, |host| {
         let message = format!("host {name} is {}", to.as_str());
-        let change = HostChange::Schedulability(to);
-        host = update(api, &call.actor, host, call.if_match, &change, message).await?;
-    }
-    for operation in open_drains(api, name).await? {
-        let ended = Operation {
-            state: OperationState::Superseded,
-            message: format!("host {name} is {} again", to.as_str()),
-            ..operation
-        };
-        // On a conflict the operation has just moved by itself: the host's state is what counts.
-        api.store.operation_update(&ended, Timestamp::now()).await?;
+        let wish = changed(host, &[HostChange::Schedulability(to)]);
+        (host.schedulability != to).then(|| intent(call, name, wish, message))
+    })
+    .await?;
+    // A repeated request must not undo what was asked for since.
+    if host.schedulability == to {
+        for operation in open_drains(api, name).await? {
+            let ended = Operation {
+                state: OperationState::Superseded,
+                message: format!("host {name} is {} again", to.as_str()),
+                ..operation
+            };
+            // On a conflict the operation has just moved by itself: the host's state is what counts.
+            api.store.operation_update(&ended, Timestamp::now()).await?;
+        }
     }
     Ok(answer::tagged(host.generation, host))
 }
@@ -359,11 +373,11 @@ async fn open_drains(api: &Api, name: &HostName) -> Result<Vec<Operation>, ApiEr
 #[utoipa::path(post, path = "/api/v1/hosts/{host}/drain", tag = "hosts", params(ChangeQuery, ChangeHeaders),
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn drain(State(api): State<Api>, Id(name): Id<HostName>, call: Call) -> Result<Response, ApiError> {
-    let mut host = fetch(&api, &name).await?;
-    if call.if_match.is_some_and(|wanted| wanted != host.generation) {
-        return Err(ApiError::stale(&format!("host {name}"), host.generation));
-    }
     if call.dry_run {
+        let host = fetch(&api, &name).await?;
+        if call.if_match.is_some_and(|wanted| wanted != host.generation) {
+            return Err(ApiError::stale(&format!("host {name}"), host.generation));
+        }
         let reasons = on_host(&api, &name).await?;
         let plan = Plan {
             summary: format!("drain host {name}: {} instances move elsewhere", host.instances),
@@ -374,40 +388,52 @@ pub(super) async fn drain(State(api): State<Api>, Id(name): Id<HostName>, call: 
         };
         return Ok(plan.answer());
     }
-    if host.schedulability == Schedulability::Draining
-        && let Some(operation) = open_drains(&api, &name).await?.pop()
-    {
+    let open = open_drains(&api, &name).await?.pop();
+    let (host, operation) = update(&api, &call, &name, |host| {
+        let drains = host.schedulability == Schedulability::Draining;
         // Asked for twice is asked for once.
-        return commit::answer(&api, &call, operation, Some(host.generation)).await;
-    }
-    let operation = Operation {
-        host: Some(name.clone()),
-        ..intent::blank_operation(OperationKind::DrainHost, Timestamp::now())
-    };
-    let message = format!("drain host {name}");
-    if host.schedulability != Schedulability::Draining {
+        if drains && open.is_some() {
+            return None;
+        }
+        let operation = Operation {
+            host: Some(name.clone()),
+            ..intent::blank_operation(OperationKind::DrainHost, Timestamp::now())
+        };
         let change = HostChange::Schedulability(Schedulability::Draining);
-        host = update(&api, &call.actor, host, call.if_match, &change, message.clone()).await?;
-    }
-    let event = event(&call.actor.name, &name, message).in_operation(&operation.id);
-    api.store.operation_create(&operation, &event).await?;
+        let changes = if drains { Vec::new() } else { vec![change] };
+        let mut intent = intent(&call, &name, changed(host, &changes), format!("drain host {name}"));
+        intent.event = intent.event.in_operation(&operation.id);
+        intent.operation = Some(operation);
+        Some(intent)
+    })
+    .await?;
+    let operation = operation
+        .or(open)
+        .ok_or_else(|| ApiError::internal(&"a drained host has no operation"))?;
     commit::answer(&api, &call, operation, Some(host.generation)).await
 }
 
 /// Take a host away
 ///
 /// Only an empty one goes: drain it first.
-#[utoipa::path(delete, path = "/api/v1/hosts/{host}", tag = "hosts", responses((status = 204, description = "gone")))]
-pub(super) async fn remove(
-    State(api): State<Api>,
-    Id(name): Id<HostName>,
-    actor: Actor,
-) -> Result<StatusCode, ApiError> {
-    let event = event(&actor.name, &name, format!("host {name} left"));
-    match api.store.host_remove(&name, &event, Timestamp::now()).await? {
-        Outcome::Updated(_) => Ok(StatusCode::NO_CONTENT),
-        Outcome::NotFound => Err(ApiError::not_found("host", &name)),
-        Outcome::Conflict(host) => Err(ApiError::new(
+#[utoipa::path(delete, path = "/api/v1/hosts/{host}", tag = "hosts", params(ChangeHeaders),
+    responses((status = 204, description = "gone")))]
+pub(super) async fn remove(State(api): State<Api>, Id(name): Id<HostName>, call: Call) -> Result<StatusCode, ApiError> {
+    if commit::used(&api, &call).await?.is_some() {
+        return Ok(StatusCode::NO_CONTENT);
+    }
+    if let Some(wanted) = call.if_match {
+        let host = fetch(&api, &name).await?;
+        if wanted != host.generation {
+            return Err(ApiError::stale(&format!("host {name}"), host.generation));
+        }
+    }
+    let intent = intent(&call, &name, HostWish::Leave(name.clone()), format!("host {name} left"));
+    match api.store.host_commit(&intent, Timestamp::now()).await? {
+        HostOutcome::Committed(_) | HostOutcome::Replayed(_) => Ok(StatusCode::NO_CONTENT),
+        HostOutcome::KeyReused => Err(commit::key_reused()),
+        HostOutcome::NotFound => Err(ApiError::not_found("host", &name)),
+        HostOutcome::Conflict(host) => Err(ApiError::new(
             Code::Conflict,
             format!("host {name} still carries {} instances: drain it first", host.instances),
         )

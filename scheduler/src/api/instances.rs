@@ -74,12 +74,12 @@ pub(super) async fn restart(
     Id(id): Id<InstanceId>,
     mut call: Call,
 ) -> Result<Response, ApiError> {
-    let mut instance = fetch(&api, &id).await?;
-    let app = instance.app.clone();
-    // Before the condition: the first request that bore this key has changed the instance.
-    if let Some(operation) = commit::replayed(&api, &call, &app).await? {
+    // First of all: the first request that bore this key has changed the instance, which may be long gone by now.
+    if let Some(operation) = commit::replayed(&api, &call).await? {
         return commit::answer(&api, &call, operation, None).await;
     }
+    let mut instance = fetch(&api, &id).await?;
+    let app = instance.app.clone();
     if call.if_match.is_some_and(|wanted| wanted != instance.generation) {
         return Err(ApiError::stale(&format!("instance {id}"), instance.generation));
     }

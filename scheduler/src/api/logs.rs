@@ -13,8 +13,9 @@ use axum::response::{IntoResponse as _, Response};
 use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt as _};
 use model::engine::{EngineError, LogLine, LogQuery};
 use model::store::{InstanceFilter, Revision};
-use model::{AppId, Instance, InstanceId, Timestamp};
+use model::{AppId, HostName, Instance, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
 use utoipa::IntoParams;
 
 use super::error::{ApiError, Code};
@@ -26,6 +27,8 @@ use super::{Api, apps, instances, schema};
 const MAX_TAIL: u32 = 10_000;
 /// Most instances of one app whose logs are read at once: the newest.
 const MAX_INSTANCES: usize = 100;
+/// How long a host may keep its lines waiting when an app's log is read without following it.
+const ASKED: Duration = Duration::from_secs(5);
 /// Shortest time between two looks for new instances.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest wait for one hint.
@@ -63,6 +66,24 @@ impl LogsQuery {
 struct AppLine {
     instance: InstanceId,
     line: LogLine,
+    /// The host that could not be asked for the lines of this instance, or did not send them all; `line` says why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unasked: Option<HostName>,
+}
+
+impl AppLine {
+    /// In place of lines that could not be had.
+    fn unasked(instance: &InstanceId, host: &HostName, why: &str) -> Self {
+        Self {
+            instance: instance.clone(),
+            line: LogLine {
+                at: None,
+                stderr: true,
+                text: format!("[host {host} could not be asked: {}]", one_line(why)),
+            },
+            unasked: Some(host.clone()),
+        }
+    }
 }
 
 type Lines = BoxStream<'static, Result<LogLine, EngineError>>;
@@ -88,7 +109,8 @@ pub(super) async fn of_instance(
 /// Read an app's log
 ///
 /// The lines of all its instances, each with the instance's id; when following, also those of instances that come
-/// later. Without `follow` ordered by time.
+/// later. Without `follow` ordered by time; where a host can't be asked, one line with `unasked` says so in place of its
+/// lines.
 #[utoipa::path(get, path = "/api/v1/apps/{app}/logs", tag = "apps", params(LogsQuery),
     responses((status = 200, content((schema::AppLogLine = "text/event-stream"), (String = "text/plain")))))]
 pub(super) async fn of_app(
@@ -102,11 +124,12 @@ pub(super) async fn of_app(
     let lines = if query.follow {
         follow(api.clone(), id, query).boxed()
     } else {
-        let mut all = Vec::new();
-        for instance in newest(&api, &id).await? {
-            all.push(app_lines(&api, &instance, query).await?);
-        }
-        merged(all).boxed()
+        // All at once, each within its time: one silent host delays the others' lines only so long, and hides only its own.
+        let asked = newest(&api, &id).await?.into_iter().map(|instance| {
+            let api = api.clone();
+            async move { readable(&api, &instance, query).await }
+        });
+        merged(futures::future::join_all(asked).await).boxed()
     };
     let text = |line: &AppLine| format!("{} {}", line.instance, line.line.text);
     Ok(answer(&api, &headers, lines, text))
@@ -160,9 +183,44 @@ async fn app_lines(api: &Api, instance: &Instance, query: LogQuery) -> Result<Ap
             line.map(|line| AppLine {
                 instance: id.clone(),
                 line,
+                unasked: None,
             })
         })
         .boxed())
+}
+
+/// An instance's lines as far as they can be had, and then a line that says which host could not be asked for the rest.
+async fn readable(api: &Api, instance: &Instance, query: LogQuery) -> AppLines {
+    let (id, host) = (instance.id.clone(), instance.host.clone());
+    let silent = format!("it did not answer within {} s", ASKED.as_secs());
+    let opened = match timeout(ASKED, app_lines(api, instance, query)).await {
+        Ok(Ok(lines)) => Ok(lines),
+        Ok(Err(error)) => Err(error.detail().to_owned()),
+        Err(_) => Err(silent.clone()),
+    };
+    let mut lines = match opened {
+        Ok(lines) => lines,
+        Err(why) => {
+            let line = AppLine::unasked(&id, &host, &why);
+            return stream::iter([Ok(line)]).boxed();
+        }
+    };
+    async_stream::stream! {
+        loop {
+            let why = match timeout(ASKED, lines.next()).await {
+                Ok(Some(Ok(line))) => {
+                    yield Ok(line);
+                    continue;
+                }
+                Ok(None) => return,
+                Ok(Some(Err(error))) => error.to_string(),
+                Err(_) => silent.clone(),
+            };
+            yield Ok(AppLine::unasked(&id, &host, &why));
+            return;
+        }
+    }
+    .boxed()
 }
 
 /// Streams that each are in order as one that is, holding one line of each.
@@ -299,6 +357,7 @@ mod tests {
                             stderr: false,
                             text: t.to_string(),
                         },
+                        unasked: None,
                     })
                 })
                 .collect();

@@ -36,13 +36,13 @@ pub(super) struct ChangeHeaders {
     idempotency_key: Option<String>,
 }
 
-/// The condition of a change that is done at once.
+/// The header of what makes something new.
 #[derive(IntoParams)]
 #[into_params(parameter_in = Header)]
-pub(super) struct IfMatch {
-    /// The ETag that must still be the row's.
-    #[param(rename = "If-Match", example = "\"7\"")]
-    if_match: Option<String>,
+pub(super) struct OnceHeader {
+    /// 1-128 characters; the same key with the same request does nothing a second time for 24 h.
+    #[param(rename = "Idempotency-Key")]
+    idempotency_key: Option<String>,
 }
 
 /// The operation by which a change can be followed.
@@ -128,6 +128,8 @@ pub(super) struct AppInfo {
     operation: Option<Operation>,
     /// Where it is reached.
     url: Option<String>,
+    /// Until when the next instance waits, since so many failed.
+    next_try_at: Option<String>,
 }
 
 /// A released version; never changes.
@@ -479,6 +481,8 @@ pub(super) struct LogLine {
 pub(super) struct AppLogLine {
     instance: String,
     line: LogLine,
+    /// Only there when this host could not be asked for the instance's lines; `line` says why.
+    unasked: Option<String>,
 }
 
 /// What a container uses.
@@ -502,6 +506,8 @@ pub(super) struct Why {
     operation: Option<Operation>,
     /// Instances that failed last, the latest first.
     failed: Vec<Instance>,
+    /// Until when the next instance waits, since so many failed.
+    next_try_at: Option<String>,
 }
 
 /// Where a further instance could go.

@@ -9,8 +9,8 @@ use futures::StreamExt as _;
 use model::engine::{ContainerStatus, Engine, EngineError, LaunchSpec, LogQuery};
 use model::store::{Outcome, PORT_REST, StoreError};
 use model::{
-    ContainerId, Failure, FailureCode, Host, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release,
-    Timestamp,
+    AppId, ContainerId, Failure, FailureCode, Host, HostName, Instance, InstanceChange, InstanceId, InstanceState,
+    Release, Timestamp,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -24,24 +24,45 @@ const LOG_TAIL_LINES: u32 = 50;
 const LOG_TAIL_BYTES: usize = 8 * 1024;
 /// A log that does not come within this time is done without.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
-/// Containers that are stopped at once on one host; each may take its whole grace.
-const STOPS_PER_HOST: usize = 32;
+/// Containers that are stopped at once on one host, and of them those of one app: each may take its whole grace, and an app
+/// that takes long must not hold up the others.
+const STOPS_PER_HOST: usize = 128;
+const STOPS_PER_APP: usize = 8;
 /// Next try after an engine did not answer: 0.5 s, doubled up to 30 s.
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_MOST: Duration = Duration::from_secs(30);
 
+/// What a gate stands before.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Gate {
+    Launch,
+    Stop,
+    StopOf(AppId),
+}
+
 /// Permits by which a host is not asked for too much at once.
 #[derive(Debug, Default)]
-pub(crate) struct Gates(Mutex<HashMap<(HostName, &'static str), Arc<Semaphore>>>);
+pub(crate) struct Gates(Mutex<HashMap<(HostName, Gate), Arc<Semaphore>>>);
 
 impl Gates {
-    async fn enter(&self, host: &HostName, what: &'static str, most: usize) -> Option<OwnedSemaphorePermit> {
+    async fn enter(&self, host: &HostName, gate: Gate, most: usize) -> Option<OwnedSemaphorePermit> {
         let gate = Arc::clone(
             lock(&self.0)
-                .entry((host.clone(), what))
+                .entry((host.clone(), gate))
                 .or_insert_with(|| Arc::new(Semaphore::new(most.max(1)))),
         );
         gate.acquire_owned().await.ok()
+    }
+
+    /// Waits for the app's turn before the host's: who waits for the first does not stand in the way of others.
+    async fn stop(&self, host: &HostName, app: &AppId) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = self.enter(host, Gate::StopOf(app.clone()), STOPS_PER_APP).await?;
+        Some([own, self.enter(host, Gate::Stop, STOPS_PER_HOST).await?])
+    }
+
+    /// Forgets the gates that nobody has passed or waits at.
+    pub(crate) fn forget_idle(&self) {
+        lock(&self.0).retain(|_, gate| Arc::strong_count(gate) > 1);
     }
 }
 
@@ -114,7 +135,7 @@ impl Context {
     pub(crate) async fn launch(&self, instance: &Instance, release: &Release, host: &Host) {
         let Some(_permit) = self
             .gates
-            .enter(&host.name, "launch", self.config.launches_per_host)
+            .enter(&host.name, Gate::Launch, self.config.launches_per_host)
             .await
         else {
             return;
@@ -241,7 +262,7 @@ impl Context {
         };
         let Some(_permit) = self
             .gates
-            .enter(&host.name, "launch", self.config.launches_per_host)
+            .enter(&host.name, Gate::Launch, self.config.launches_per_host)
             .await
         else {
             return;
@@ -266,7 +287,7 @@ impl Context {
     /// Stops and removes the container of a drained instance, then gives back what it held.
     pub(crate) async fn stop(&self, instance: &Instance, release: Option<&Release>, host: &Host) {
         if let Some(container) = self.container(instance) {
-            let Some(_permit) = self.gates.enter(&host.name, "stop", STOPS_PER_HOST).await else {
+            let Some(_permits) = self.gates.stop(&host.name, &instance.app).await else {
                 return;
             };
             let grace = Duration::from_secs(release.map_or(10, |r| u64::from(r.spec.stop_grace_s)));
@@ -284,7 +305,7 @@ impl Context {
     pub(crate) async fn clean(&self, instance: &Instance, release: Option<&Release>, host: &Host) {
         let mut instance = instance.clone();
         if let Some(container) = self.container(&instance) {
-            let Some(_permit) = self.gates.enter(&host.name, "stop", STOPS_PER_HOST).await else {
+            let Some(_permits) = self.gates.stop(&host.name, &instance.app).await else {
                 return;
             };
             let mut failure = instance.failure.clone().filter(|f| f.log_tail.is_empty());
@@ -395,6 +416,14 @@ impl Context {
             Err(_) => return,
         }
         let Ok(engine) = self.fleet.engine(host) else { return };
+        // What was seen may be out of date: another scheduler has removed it, and the row with it.
+        let inspected = engine.inspect(container).await;
+        self.told("inspect", &inspected);
+        match inspected {
+            Ok(_) => {}
+            Err(EngineError::NoSuchContainer(_)) => return self.fleet.look_again(&host.name),
+            Err(_) => return self.retries.later(id, Timestamp::now()),
+        }
         info!(instance = %id, host = %host.name, %container, "removing a container that belongs to no instance");
         let removed = engine.remove(container).await;
         self.told("remove", &removed);
@@ -449,4 +478,35 @@ async fn log_tail(engine: &dyn Engine, container: &ContainerId) -> Vec<String> {
     }
     lines.drain(..keep);
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn an_app_that_stops_slowly_holds_up_only_itself() {
+        let gates = Gates::default();
+        let host: HostName = "h1".parse().expect("valid");
+        let [slow, other]: [AppId; 2] = ["slow", "other"].map(|id| id.parse().expect("valid"));
+        let mut stopping: Vec<_> = (0..STOPS_PER_APP)
+            .map(|_| gates.stop(&host, &slow).now_or_never().expect("its turn"))
+            .collect();
+        assert!(gates.stop(&host, &slow).now_or_never().is_none(), "no more of one app");
+        let others = gates.stop(&host, &other).now_or_never();
+        assert!(others.is_some(), "another app's turn comes at once");
+        drop(others);
+        gates.forget_idle();
+        assert!(
+            gates.stop(&host, &slow).now_or_never().is_none(),
+            "gates in use are not forgotten"
+        );
+        stopping.pop();
+        assert!(gates.stop(&host, &slow).now_or_never().is_some());
+        stopping.clear();
+        gates.forget_idle();
+        assert!(lock(&gates.0).is_empty());
+    }
 }

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use model::{FailureCode, Instance, InstanceState, Timestamp};
+use model::{App, AppStatus, FailureCode, Instance, InstanceState, Operation, Timestamp};
 
 /// An instance that ran this long was sound: its failure does not count towards the back-off (Diego's rule).
 const SOUND_AFTER: Duration = Duration::from_secs(300);
 /// Replacements that follow at once; after them 30 s, 60 s, … up to 16 min (Diego's figures).
 const AT_ONCE: u32 = 3;
+/// So many instances in a row may find their port taken by another program before the next one has to wait, and before an
+/// operation is given up: each draws another port, and the taken ones rest.
+pub(super) const PORTS_AT_ONCE: u32 = 10;
 const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 const BACKOFF_MOST: Duration = Duration::from_secs(960);
 /// Failures older than this are forgotten.
@@ -30,6 +33,15 @@ pub(super) fn counts_as_failure(instance: &Instance) -> bool {
             .is_some_and(|f| matches!(f.code, FailureCode::PortTaken | FailureCode::HostLost))
 }
 
+/// Whether it found its port taken by something that is not ours.
+pub(super) fn met_a_taken_port(instance: &Instance) -> bool {
+    instance.state == InstanceState::Failed
+        && instance
+            .failure
+            .as_ref()
+            .is_some_and(|f| f.code == FailureCode::PortTaken)
+}
+
 /// Whether it ran long enough before it failed that the failure says nothing against its release.
 pub(super) fn was_sound(instance: &Instance) -> bool {
     instance
@@ -46,15 +58,95 @@ pub(super) fn backoff_until(
     since: Timestamp,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let mut failed: Vec<&Instance> = history
-        .iter()
-        .filter(|i| i.release == release && counts_as_failure(i))
-        .filter(|i| i.changed_at >= since && now.since(i.changed_at) < FAILURES_KEPT)
-        .collect();
-    failed.sort_by_key(|i| std::cmp::Reverse(i.changed_at));
-    let newest = failed.first()?.changed_at;
-    let n = failed.iter().take_while(|i| !was_sound(i)).count();
-    let rounds = u32::try_from(n).unwrap_or(u32::MAX) / desired.max(1);
-    let delay = backoff(rounds.checked_sub(1)?);
-    (!delay.is_zero()).then(|| newest.plus(delay))
+    let until = |counts: fn(&Instance) -> bool, at_once: u32| {
+        let mut failed: Vec<&Instance> = history
+            .iter()
+            .filter(|i| i.release == release && counts(i))
+            .filter(|i| i.changed_at >= since && now.since(i.changed_at) < FAILURES_KEPT)
+            .collect();
+        failed.sort_by_key(|i| std::cmp::Reverse(i.changed_at));
+        let newest = failed.first()?.changed_at;
+        let n = failed.iter().take_while(|i| !was_sound(i)).count();
+        let rounds = u32::try_from(n).unwrap_or(u32::MAX) / desired.max(1);
+        let delay = backoff(rounds.checked_sub(1 + at_once - AT_ONCE)?);
+        (!delay.is_zero()).then(|| newest.plus(delay))
+    };
+    until(counts_as_failure, AT_ONCE).max(until(met_a_taken_port, PORTS_AT_ONCE))
+}
+
+/// Until when the next instance of `app` waits for its turn, if some are missing: what [`backoff_until`] says as long as
+/// the user has not asked anew.
+pub(crate) fn next_try(
+    app: &App,
+    operation: Option<&Operation>,
+    history: &[Instance],
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let own = history.iter().filter(|i| i.release == app.release && i.state.is_live());
+    if app.status != AppStatus::Running || own.count() >= app.instances as usize {
+        return None;
+    }
+    let since = operation
+        .filter(|o| !o.state.is_final())
+        .map_or(Timestamp::default(), |o| o.created_at);
+    backoff_until(history, app.release, app.instances, since, now).filter(|until| *until > now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::Failure;
+
+    const NOW: Timestamp = Timestamp::from_millis(10_000_000);
+
+    fn failed(code: FailureCode, seconds_ago: u64) -> Instance {
+        Instance {
+            id: model::InstanceId::random(),
+            app: "shop".parse().expect("valid"),
+            release: 1,
+            version: "1".parse().expect("valid"),
+            host: "h1".parse().expect("valid"),
+            port: 20_000,
+            container: None,
+            state: InstanceState::Failed,
+            routed_at: None,
+            assumed_healthy: false,
+            failure: Some(Failure::new(code, "why")),
+            restarts: 0,
+            memory_mb: 64,
+            cpu_weight: 100,
+            placed_at: NOW,
+            started_at: None,
+            heartbeat_at: None,
+            changed_at: NOW.minus(Duration::from_secs(seconds_ago)),
+            released_at: Some(NOW),
+            generation: model::Generation::FIRST,
+        }
+    }
+
+    #[test]
+    fn taken_ports_are_tried_elsewhere_at_once_but_not_for_ever() {
+        let until = |n: u32, desired| {
+            let history: Vec<Instance> = (0..n).map(|i| failed(FailureCode::PortTaken, u64::from(i))).collect();
+            backoff_until(&history, 1, desired, Timestamp::default(), NOW)
+        };
+        assert_eq!(until(PORTS_AT_ONCE, 1), None);
+        assert_eq!(until(PORTS_AT_ONCE + 1, 1), Some(NOW.plus(BACKOFF_FIRST)));
+        assert_eq!(until(PORTS_AT_ONCE + 2, 1), Some(NOW.plus(2 * BACKOFF_FIRST)));
+        assert_eq!(until(100, 1), Some(NOW.plus(BACKOFF_MOST)));
+        assert_eq!(until(2 * PORTS_AT_ONCE + 1, 2), None, "per wanted instance");
+        assert_eq!(until(0, 0), None);
+    }
+
+    #[test]
+    fn the_longer_of_two_pauses_counts() {
+        let mut history: Vec<Instance> = (0..4).map(|_| failed(FailureCode::Exited, 5)).collect();
+        let exits = backoff_until(&history, 1, 1, Timestamp::default(), NOW);
+        assert_eq!(exits, Some(NOW.minus(Duration::from_secs(5)).plus(BACKOFF_FIRST)));
+        history.push(failed(FailureCode::PortTaken, 0));
+        assert_eq!(backoff_until(&history, 1, 1, Timestamp::default(), NOW), exits);
+        history.extend((0..PORTS_AT_ONCE).map(|_| failed(FailureCode::PortTaken, 0)));
+        let both = backoff_until(&history, 1, 1, Timestamp::default(), NOW);
+        assert_eq!(both, Some(NOW.plus(BACKOFF_FIRST)));
+    }
 }

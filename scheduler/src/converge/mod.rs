@@ -33,6 +33,7 @@ use tracing::{error, info, warn};
 use crate::metrics::Metrics;
 use crate::placement::Census;
 
+pub(crate) use backoff::next_try;
 pub(crate) use config::ConvergeConfig;
 use fleet::lock;
 pub(crate) use fleet::{Fleet, Observation};
@@ -356,6 +357,7 @@ impl Context {
 
         self.host_operations(&operations, &snapshot, &instances).await;
         self.orphans(&snapshot, &instances);
+        self.forget_unused(&apps, &instances);
         let mut of_app: HashMap<AppId, Vec<Instance>> = HashMap::new();
         lock(&self.pulled).retain(|id| instances.iter().any(|i| i.id == *id));
         for instance in instances {
@@ -389,6 +391,19 @@ impl Context {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of what is kept of apps, releases and hosts that are no longer needed.
+    fn forget_unused(&self, apps: &[App], instances: &[Instance]) {
+        self.gates.forget_idle();
+        let mut releases = lock(&self.releases);
+        if releases.is_empty() {
+            return;
+        }
+        let births: HashMap<&AppId, Timestamp> = apps.iter().map(|a| (&a.id, a.created_at)).collect();
+        let wanted = apps.iter().map(|a| (&a.id, a.release));
+        let used: HashSet<(&AppId, u32)> = wanted.chain(instances.iter().map(|i| (&i.app, i.release))).collect();
+        releases.retain(|(app, born, number), _| births.get(app) == Some(born) && used.contains(&(app, *number)));
     }
 
     fn count(&self, hosts: &[Host], instances: &[Instance]) {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use model::spec::OnFailure;
 use model::store::AppSettle;
 use model::{
-    App, Failure, Instance, InstanceId, InstanceState, Operation, OperationKind, OperationState, ReleaseSpec,
-    Schedulability, Step, StepState, Timestamp,
+    App, Failure, FailureCode, Instance, InstanceId, InstanceState, Operation, OperationKind, OperationState,
+    ReleaseSpec, Schedulability, Step, StepState, Timestamp,
 };
 
-use super::backoff::counts_as_failure;
+use super::backoff::{PORTS_AT_ONCE, counts_as_failure, met_a_taken_port};
 use super::plan::{Decision, Shape};
 
 /// So many failures of the new release, and none that ever served, end an operation.
@@ -211,7 +211,7 @@ fn judge_up(evidence: &Evidence<'_>) -> Verdict {
         };
     }
     if let Some(why) = given_up(evidence) {
-        return fail(evidence, next, why);
+        return fail(evidence, next, &why);
     }
     if let Some(reasons) = evidence.blocked {
         next.state = OperationState::Blocked;
@@ -232,7 +232,7 @@ fn judge_up(evidence: &Evidence<'_>) -> Verdict {
     let since = if changed.is_some() { now } else { operation.updated_at };
     if operation.state == OperationState::Running && changed.is_none() && now.since(since) >= deadline {
         let why = format!("no progress for {} s: {}", deadline.as_secs(), waiting_for(shape));
-        return fail(evidence, operation.clone(), why);
+        return fail(evidence, operation.clone(), &why);
     }
     Verdict {
         wake_at: Some(since.plus(deadline)),
@@ -256,13 +256,13 @@ fn waiting_for(shape: &Shape) -> String {
     }
 }
 
-/// Failures of the wanted release since the operation began, oldest first.
-fn failures<'a>(evidence: &Evidence<'a>) -> Vec<&'a Instance> {
+/// Failures of the wanted release since the operation began that count, oldest first.
+fn failures<'a>(evidence: &Evidence<'a>, counts: fn(&Instance) -> bool) -> Vec<&'a Instance> {
     let mut failures: Vec<&Instance> = evidence
         .history
         .unwrap_or(evidence.instances)
         .iter()
-        .filter(|i| i.release == evidence.app.release && counts_as_failure(i))
+        .filter(|i| i.release == evidence.app.release && counts(i))
         .filter(|i| i.placed_at >= evidence.operation.created_at)
         .collect();
     failures.sort_by_key(|i| i.changed_at);
@@ -276,7 +276,19 @@ fn given_up(evidence: &Evidence<'_>) -> Option<String> {
         return None;
     }
     let restarts = usize::try_from(shape.restarts).unwrap_or(usize::MAX);
-    let failures = failures(evidence);
+    let ports = failures(evidence, met_a_taken_port);
+    if let Some(last) = ports.last()
+        && ports.len() >= (PORTS_AT_ONCE as usize).saturating_mul(shape.desired.max(1) as usize)
+    {
+        return Some(format!(
+            "{} ports in a row were taken by other programs, the last one {} of host {}: give the hosts a port range of \
+             their own",
+            ports.len(),
+            last.port,
+            last.host
+        ));
+    }
+    let failures = failures(evidence, counts_as_failure);
     let left_failed = evidence.spec.is_some_and(|s| s.on_failure == OnFailure::None);
     let all_failed = left_failed && shape.desired > 0 && shape.kept_failed >= shape.desired;
     let n = failures.len().saturating_add(restarts);
@@ -291,7 +303,7 @@ fn rolled_back(from: u32, to: u32) -> String {
     format!("release {from} failed; the app returned to release {to}")
 }
 
-fn fail(evidence: &Evidence<'_>, mut next: Operation, why: String) -> Verdict {
+fn fail(evidence: &Evidence<'_>, mut next: Operation, why: &str) -> Verdict {
     let app = evidence.app;
     let brings_release = matches!(evidence.operation.kind, OperationKind::Deploy | OperationKind::Rollback);
     let back = brings_release && app.previous_release != 0 && app.previous_release != app.release;
@@ -299,13 +311,14 @@ fn fail(evidence: &Evidence<'_>, mut next: Operation, why: String) -> Verdict {
     next.message = if back {
         format!("{why}; the app returned to release {}", app.previous_release)
     } else {
-        why
+        format!(
+            "{why}; it is tried on, ever more rarely: deploy a version that works, or `caas stop {}`",
+            app.id
+        )
     };
     next.failure = first_failure(evidence);
     next.reasons = Vec::new();
-    if let Some(step) = next.steps.iter_mut().find(|s| s.state != StepState::Done) {
-        step.state = StepState::Failed;
-    }
+    mark_failed(&mut next.steps, next.failure.as_ref());
     Verdict {
         settle: back.then_some(AppSettle::RolledBack {
             to: app.previous_release,
@@ -315,15 +328,53 @@ fn fail(evidence: &Evidence<'_>, mut next: Operation, why: String) -> Verdict {
     }
 }
 
-/// The failure that tells a person the most: the first one, or else what ails an instance that is still there.
+/// Marks the step that failed: the one that `failure` tells of, though the failed instances are gone and no longer
+/// count; else the first one that is not done.
+fn mark_failed(steps: &mut [Step], failure: Option<&Failure>) {
+    let name = failure.and_then(|failure| match failure.code {
+        FailureCode::PullFailed => Some("pull"),
+        FailureCode::LaunchFailed | FailureCode::PortTaken => Some("start"),
+        FailureCode::Exited
+        | FailureCode::OutOfMemory
+        | FailureCode::NeverReady
+        | FailureCode::Unhealthy
+        | FailureCode::Removed => Some("probe"),
+        FailureCode::HostLost => None,
+    });
+    let at = name
+        .and_then(|name| steps.iter().position(|s| s.name == name))
+        .or_else(|| steps.iter().position(|s| s.state != StepState::Done));
+    let Some(at) = at else { return };
+    for (n, step) in steps.iter_mut().enumerate() {
+        if n == at {
+            step.state = StepState::Failed;
+        } else if n < at && step.state != StepState::Done {
+            step.state = StepState::Done;
+            "done by those that failed".clone_into(&mut step.detail);
+        } else if n > at && step.state == StepState::Running {
+            step.state = StepState::Pending;
+        }
+    }
+}
+
+/// The failure that tells a person the most: the first one that counts, or else what ails an instance that is still
+/// there, or the last taken port.
 fn first_failure(evidence: &Evidence<'_>) -> Option<Failure> {
-    failures(evidence).first().and_then(|i| i.failure.clone()).or_else(|| {
-        evidence
-            .instances
-            .iter()
-            .filter(|i| i.release == evidence.app.release)
-            .find_map(|i| i.failure.clone())
-    })
+    let counted = failures(evidence, counts_as_failure);
+    let held = || {
+        let mut own = evidence.instances.iter().filter(|i| i.release == evidence.app.release);
+        own.find_map(|i| i.failure.clone())
+    };
+    let port = || {
+        failures(evidence, met_a_taken_port)
+            .last()
+            .and_then(|i| i.failure.clone())
+    };
+    counted
+        .first()
+        .and_then(|i| i.failure.clone())
+        .or_else(held)
+        .or_else(port)
 }
 
 /// Judges the emptying of a host from the instances that it holds.

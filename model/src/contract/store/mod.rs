@@ -14,11 +14,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::store::{Expected, IdempotencyKey, Intent, IntentOutcome, Outcome, Pick, PlaceOutcome, Placing, Store};
+use crate::store::{
+    Expected, HostIntent, HostOutcome, HostWish, IdempotencyKey, Intent, IntentOutcome, Outcome, Pick, PlaceOutcome,
+    Placing, Store,
+};
 use crate::{
-    App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, HostName, Instance, InstanceChange, InstanceId,
-    NewEvent, Operation, OperationId, OperationKind, OperationState, Release, ReleaseSpec, Schedulability, TenantId,
-    Timestamp,
+    App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, HostChange, HostName, Instance, InstanceChange,
+    InstanceId, NewEvent, Operation, OperationId, OperationKind, OperationState, Release, ReleaseSpec, Schedulability,
+    TenantId, Timestamp,
 };
 
 /// Two handles, as of two processes, on one fresh and empty store.
@@ -63,6 +66,9 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         placement::a_nearly_full_range_is_used_up,
         hosts::hosts_come_change_and_go,
         hosts::host_changes_are_compare_and_set,
+        hosts::what_is_asked_of_hosts_is_whole,
+        hosts::of_twins_that_join_at_once_one_does,
+        hosts::keys_are_used_once_on_hosts_too,
         operations::operations_are_followed,
         operations::events_are_in_order_and_paged,
         operations::waiting_ends_with_a_change,
@@ -119,9 +125,34 @@ fn host(name: &str, memory_mb: u32) -> Host {
     }
 }
 
+fn joining(host: Host) -> HostIntent {
+    HostIntent::join(host, event(EventKind::Host))
+}
+
+fn leaving(name: &HostName) -> HostIntent {
+    HostIntent {
+        wish: HostWish::Leave(name.clone()),
+        operation: None,
+        event: event(EventKind::Host).about_host(name),
+        idempotency: None,
+    }
+}
+
+fn changing(current: &Host, changes: Vec<HostChange>) -> HostIntent {
+    HostIntent {
+        wish: HostWish::Change {
+            current: current.clone(),
+            changes,
+        },
+        ..leaving(&current.name)
+    }
+}
+
 async fn add_host(store: &dyn Store, host: Host) -> Host {
-    let outcome = store.host_create(&host, &event(EventKind::Host)).await;
-    outcome.expect("a host").updated().expect("added")
+    match store.host_commit(&joining(host), T).await.expect("an answer") {
+        HostOutcome::Committed(row) => row,
+        other => panic!("not added: {other:?}"),
+    }
 }
 
 fn operation(app: &AppId, kind: OperationKind) -> Operation {

@@ -5,16 +5,17 @@ use std::time::Instant;
 
 use super::*;
 use crate::store::{RegistryCredentials, Revision, Token};
-use crate::{HostChange, Step, StepState};
+use crate::{Step, StepState};
 
 pub(super) async fn operations_are_followed((store, other): Handles) {
     let mut drain = operation(&app_id("none"), OperationKind::DrainHost);
     drain.app = None;
     drain.host = Some(host_name("h1"));
-    store
-        .operation_create(&drain, &event(EventKind::Operation))
-        .await
-        .expect("created");
+    let row = add_host(&*store, host("h1", 1_000)).await;
+    let mut asked = changing(&row, Vec::new());
+    asked.operation = Some(drain.clone());
+    let outcome = store.host_commit(&asked, T).await.expect("an answer");
+    assert_eq!(outcome, HostOutcome::Committed(row));
     let read = other.operation_fetch(&drain.id).await.expect("an answer");
     assert_eq!(read.as_ref(), Some(&drain));
     assert_eq!(
@@ -71,12 +72,9 @@ pub(super) async fn operations_are_followed((store, other): Handles) {
     assert_eq!(events().await, before + 2);
     assert_eq!(store.operation_open().await.expect("an answer"), []);
 
-    let mut later = operation(&app_id("hello"), OperationKind::Scale);
-    later.created_at = seconds(9);
-    store
-        .operation_create(&later, &event(EventKind::Operation))
-        .await
-        .expect("created");
+    let mut later = deploy("hello");
+    later.operation.created_at = seconds(9);
+    let (_, mut later) = committed(&*store, &later).await;
     let ids = |list: Vec<Operation>| list.into_iter().map(|o| o.id).collect::<Vec<_>>();
     let all = store.operation_list(None, 10).await.expect("an answer");
     assert_eq!(ids(all), [later.id.clone(), drain.id], "newest first");

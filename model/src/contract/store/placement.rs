@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::*;
+use crate::InstanceState;
 use crate::store::{InstanceFilter, PORT_REST, RefusedBecause};
-use crate::{HostChange, InstanceState};
 
 pub(super) async fn placed_instances_hold_host_and_port((store, other): Handles) {
     add_host(&*store, host("h1", 1_000)).await;
@@ -279,9 +279,8 @@ pub(super) async fn ports_rest_though_their_host_goes_and_comes_back((store, _):
         host
     };
     let gone = async |name: &str, now| {
-        let removal = event(EventKind::Host);
-        let outcome = store.host_remove(&host_name(name), &removal, now).await;
-        assert!(matches!(outcome.expect("an answer"), Outcome::Updated(_)));
+        let outcome = store.host_commit(&leaving(&host_name(name)), now).await;
+        assert!(matches!(outcome.expect("an answer"), HostOutcome::Committed(_)));
     };
     add_host(&*store, one_port("h1", "10.0.0.7")).await;
     let (app, _) = committed(&*store, &deploy("hello")).await;

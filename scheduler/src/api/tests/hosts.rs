@@ -9,6 +9,11 @@ use super::*;
 
 /// Places an instance of `app` on `h1` and starts its container.
 pub(super) async fn start_instance(world: &World, app: &str, token: &str) -> Instance {
+    start_on(world, app, "h1", token).await
+}
+
+/// Places an instance of `app` on `host` and starts its container.
+pub(super) async fn start_on(world: &World, app: &str, host: &str, token: &str) -> Instance {
     let app = world.store.app_fetch(&app.parse().unwrap()).await.unwrap().unwrap();
     let release = world.store.release_fetch(&app.id, app.release).await.unwrap().unwrap();
     let placing = Placing {
@@ -18,7 +23,7 @@ pub(super) async fn start_instance(world: &World, app: &str, token: &str) -> Ins
         not_before: None,
         picks: vec![Pick {
             instance: InstanceId::random(),
-            host: "h1".parse().unwrap(),
+            host: host.parse().unwrap(),
             release: app.release,
             version: release.version.clone(),
             memory_mb: 64,
@@ -46,7 +51,7 @@ pub(super) async fn start_instance(world: &World, app: &str, token: &str) -> Ins
         cpu_weight: 1024,
         pids_limit: 100,
     };
-    let engine: Arc<dyn model::engine::Engine> = world.fake("h1");
+    let engine: Arc<dyn model::engine::Engine> = world.fake(host);
     engine
         .image_pull(&spec.image, None, std::time::Duration::from_secs(5))
         .await
@@ -232,6 +237,102 @@ async fn hosts_are_labelled_closed_emptied_and_taken_away() {
     world.send("DELETE", "/hosts/h1", &[], "").await.is(204);
     world
         .send("DELETE", "/hosts/h1", &[], "")
+        .await
+        .problem(404, "NOT_FOUND");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_twins_that_are_added_at_once_one_joins() {
+    let world = Arc::new(World::new().await);
+    let race = async |key: Option<&'static str>, hosts: Vec<Value>| {
+        let added = hosts.into_iter().map(|host| {
+            let world = Arc::clone(&world);
+            tokio::spawn(async move {
+                let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
+                world.send("POST", "/hosts", &headers, host.to_string()).await
+            })
+        });
+        let mut statuses = Vec::new();
+        for answer in futures::future::join_all(added).await {
+            let answer = answer.unwrap();
+            if answer.status != 201 {
+                statuses.push(answer.problem(409, "CONFLICT").status.as_u16());
+            } else {
+                statuses.push(201);
+            }
+        }
+        statuses.sort_unstable();
+        statuses
+    };
+    let same = |name: &str| vec![world.host(name); 4];
+    assert_eq!(race(None, same("h1")).await, [201, 409, 409, 409]);
+    assert_eq!(
+        race(Some("k1"), same("h2")).await,
+        [201; 4],
+        "one request, however often it is sent"
+    );
+    // One engine under several names.
+    let mut names: Vec<Value> = (0..4).map(|n| world.host(&format!("n{n}"))).collect();
+    for host in &mut names {
+        host["engine"] = world.host("h3")["engine"].clone();
+    }
+    assert_eq!(race(None, names).await, [201, 409, 409, 409]);
+    assert_eq!(world.get("/hosts").await.is(200).body.as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn host_calls_with_a_key_are_done_once() {
+    let world = World::new().await;
+    let send = async |method: &str, path: &str, key: &str, body: String| {
+        world.send(method, path, &[("idempotency-key", key)], body).await
+    };
+    let host = world.host("h1").to_string();
+    let joined = send("POST", "/hosts", "join", host.clone()).await.is(201);
+    let again = send("POST", "/hosts", "join", host.clone()).await.is(201);
+    assert_eq!((&joined.body, joined.etag()), (&again.body, again.etag()));
+    send("POST", "/hosts", "join", world.host("h2").to_string())
+        .await
+        .problem(422, "IDEMPOTENCY_KEY_REUSED");
+    send("PATCH", "/hosts/h1", "patch", r#"{"memory_mb":700}"#.into())
+        .await
+        .is(200);
+    send("PATCH", "/hosts/h1", "patch2", r#"{"memory_mb":800}"#.into())
+        .await
+        .is(200);
+    let late = send("PATCH", "/hosts/h1", "patch", r#"{"memory_mb":700}"#.into())
+        .await
+        .is(200);
+    assert_eq!(late.body["memory_mb"], 800, "what was asked for since stands");
+    send("PATCH", "/hosts/h1", "patch", r#"{"memory_mb":701}"#.into())
+        .await
+        .problem(422, "IDEMPOTENCY_KEY_REUSED");
+
+    send("POST", "/hosts/h1/cordon", "cordon", String::new()).await.is(200);
+    send("POST", "/hosts/h1/uncordon", "uncordon", String::new())
+        .await
+        .is(200);
+    let late = send("POST", "/hosts/h1/cordon", "cordon", String::new()).await.is(200);
+    assert_eq!(late.body["schedulability"], "schedulable");
+
+    let drain = send("POST", "/hosts/h1/drain", "drain", String::new()).await.is(202);
+    send("POST", "/hosts/h1/uncordon", "uncordon2", String::new())
+        .await
+        .is(200);
+    let late = send("POST", "/hosts/h1/drain", "drain", String::new()).await.is(202);
+    assert_eq!(late.body["operation"]["id"], drain.body["operation"]["id"]);
+    assert_eq!(late.body["operation"]["state"], "superseded");
+    assert_eq!(
+        world.get("/hosts/h1").await.is(200).body["schedulability"],
+        "schedulable"
+    );
+
+    world
+        .send("DELETE", "/hosts/h1", &[("if-match", "\"1\"")], "")
+        .await
+        .problem(412, "VERSION_CONFLICT");
+    send("DELETE", "/hosts/h1", "leave", String::new()).await.is(204);
+    send("DELETE", "/hosts/h1", "leave", String::new()).await.is(204);
+    send("DELETE", "/hosts/h1", "leave2", String::new())
         .await
         .problem(404, "NOT_FOUND");
 }

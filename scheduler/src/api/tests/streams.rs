@@ -164,6 +164,41 @@ async fn logs_are_read_and_followed() {
 }
 
 #[tokio::test]
+async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
+    let world = World::with_host().await;
+    world
+        .deploy("hello", json!({"version": "1", "instances": 2}))
+        .await
+        .is(202);
+    let here = start_instance(&world, "hello", "t").await;
+    world.post("/hosts", &world.host("h2")).await.is(201);
+    let there = super::hosts::start_on(&world, "hello", "h2", "t").await;
+    world.fake("h1").log(&here.id, false, "still read");
+    world.fake("h2").log(&there.id, false, "out of reach");
+    for silent in [false, true] {
+        world.fake("h2").set_unreachable(!silent);
+        world.fake("h2").set_silent(silent);
+        let text = world
+            .send("GET", "/apps/hello/logs", &[("accept", "text/plain")], "")
+            .await
+            .is(200);
+        let text = text.body.as_str().unwrap().to_owned();
+        assert!(text.contains(&format!("{} still read\n", here.id)), "{text}");
+        assert!(
+            text.contains(&format!("{} [host h2 could not be asked: ", there.id)) && !text.contains("out of reach"),
+            "{text}"
+        );
+    }
+    let mut events = Events::open(&world, "/apps/hello/logs", &[]).await;
+    let mut unasked = Vec::new();
+    while let Some((_, line)) = events.next().await {
+        unasked.push(line["unasked"].clone());
+    }
+    unasked.sort_by_key(Value::is_null);
+    assert_eq!(unasked, [json!("h2"), Value::Null], "a field for programs");
+}
+
+#[tokio::test]
 async fn an_instance_beats_with_its_own_token_only() {
     let world = World::with_host().await;
     world.deploy("hello", json!({"version": "1"})).await.is(202);
@@ -233,6 +268,29 @@ async fn an_instance_is_replaced_on_demand() {
         .send("POST", "/instances/nobody/restart", &[], "")
         .await
         .problem(404, "NOT_FOUND");
+}
+
+#[tokio::test]
+async fn a_pruned_instance_can_not_be_replaced_but_what_was_asked_for_is_still_known() {
+    let world = World::with_host().await;
+    world.deploy("hello", json!({"version": "1"})).await.is(202);
+    let instance = start_instance(&world, "hello", "t").await;
+    let path = format!("/instances/{}/restart", instance.id);
+    let keyed = [("idempotency-key", "once")];
+    let first = world.send("POST", &path, &keyed, "").await.is(202);
+    let instance = world.store.instance_fetch(&instance.id).await.unwrap().unwrap();
+    let instance = update(&world, &instance, InstanceChange::Drained).await;
+    update(&world, &instance, InstanceChange::Stopped).await;
+    world.send("POST", &path, &[], "").await.problem(409, "CONFLICT");
+    let now = model::Timestamp::now();
+    world
+        .store
+        .history_prune(0, now.minus(Duration::from_secs(60)), now)
+        .await
+        .unwrap();
+    world.send("POST", &path, &[], "").await.problem(404, "NOT_FOUND");
+    let again = world.send("POST", &path, &keyed, "").await.is(202);
+    assert_eq!(again.body["operation"]["id"], first.body["operation"]["id"]);
 }
 
 #[tokio::test]

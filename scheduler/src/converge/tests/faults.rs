@@ -5,7 +5,7 @@ use std::time::Duration;
 use backends::engine::FakeImage;
 use model::spec::OnFailure;
 use model::store::InstanceFilter;
-use model::{AppStatus, FailureCode, InstanceState, OperationKind, OperationState, ReleaseSpec, Timestamp};
+use model::{AppStatus, FailureCode, InstanceState, OperationKind, OperationState, ReleaseSpec, StepState, Timestamp};
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
@@ -88,6 +88,64 @@ async fn a_taken_port_is_passed_over() {
     let operation = world.end(&world.deploy("shop", 3, spec()).await).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
     world.exactly("shop", 1, 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_every_port_is_taken_the_deploy_fails_and_the_tries_thin_out() {
+    let world = World::new(1).await;
+    for port in 20_000..30_000 {
+        world.fakes[0].take_port(port, true);
+    }
+    let _loop = world.start().await;
+    let operation = world.end(&world.deploy("shop", 1, spec()).await).await;
+    assert_eq!(operation.state, OperationState::Failed, "{operation:?}");
+    assert!(
+        operation.message.contains("taken by other programs"),
+        "{}",
+        operation.message
+    );
+    assert_eq!(operation.failure.map(|f| f.code), Some(FailureCode::PortTaken));
+    let state = |name: &str| operation.steps.iter().find(|s| s.name == name).map(|s| s.state);
+    assert_eq!(
+        (state("pull"), state("start"), state("probe")),
+        (Some(StepState::Done), Some(StepState::Failed), Some(StepState::Pending))
+    );
+    // Ten at once, then one each time that the pause is over, which none is within this test.
+    world
+        .until(|| async {
+            let held = world.held("shop").await;
+            if held.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{held:?}"))
+            }
+        })
+        .await;
+    let tried = failures(&world).await.len();
+    assert!((10..=12).contains(&tried), "{tried} tries");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_release_that_is_never_ready_fails_at_its_probe() {
+    let world = World::new(1).await;
+    let _loop = world.start().await;
+    let mut bad = spec();
+    bad.command = vec!["exit".into(), "7".into()];
+    let operation = world.end(&world.deploy("shop", 1, bad).await).await;
+    assert_eq!(operation.state, OperationState::Failed, "{operation:?}");
+    assert!(operation.message.contains("`caas stop shop`"), "{}", operation.message);
+    let steps: Vec<_> = operation.steps.iter().map(|s| (s.name.as_str(), s.state)).collect();
+    use StepState::{Done, Failed, Pending};
+    assert_eq!(
+        steps,
+        [
+            ("pull", Done),
+            ("create", Done),
+            ("start", Done),
+            ("probe", Failed),
+            ("route", Pending)
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

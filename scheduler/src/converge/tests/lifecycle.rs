@@ -1,5 +1,6 @@
 //! What users ask for.
 
+use model::store::{HostIntent, HostWish};
 use model::{
     AppStatus, EventKind, Generation, HostChange, NewEvent, Operation, OperationId, OperationKind, OperationState,
     ReleaseSpec, Schedulability, StepState, Timestamp,
@@ -138,12 +139,16 @@ async fn a_drained_host_is_emptied_start_first() {
         updated_at: now,
         generation: Generation::FIRST,
     };
-    world
-        .store
-        .host_update(&host, &change, Some(&event), now)
-        .await
-        .expect("written");
-    world.store.operation_create(&operation, &event).await.expect("written");
+    let drain = HostIntent {
+        wish: HostWish::Change {
+            current: host.clone(),
+            changes: vec![change],
+        },
+        operation: Some(operation.clone()),
+        event,
+        idempotency: None,
+    };
+    world.store.host_commit(&drain, now).await.expect("written");
     assert_eq!(world.end(&operation).await.state, OperationState::Succeeded);
     world.exactly("shop", 1, 3).await;
     assert!(world.held("shop").await.iter().all(|i| i.host != host.name));

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backends::engine::FakeEngine;
-use model::store::{Expected, InstanceFilter, Intent, IntentOutcome, Outcome, Store};
+use model::store::{Expected, HostIntent, HostOutcome, InstanceFilter, Intent, IntentOutcome, Store};
 use model::{
     App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, HostName, Instance, InstanceChange, InstanceState,
     NewEvent, Operation, OperationId, OperationKind, OperationState, Release, ReleaseSpec, Schedulability, TenantId,
@@ -116,8 +116,9 @@ impl World {
             generation: Generation::FIRST,
         };
         let event = NewEvent::new(EventKind::Host, "test", "joined").about_host(&name);
-        let made = self.store.host_create(&host, &event).await.expect("written");
-        assert!(matches!(made, Outcome::Updated(_)));
+        let join = HostIntent::join(host, event);
+        let made = self.store.host_commit(&join, Timestamp::now()).await.expect("written");
+        assert!(matches!(made, HostOutcome::Committed(_)));
         name
     }
 
