@@ -12,6 +12,7 @@ mod hostile;
 mod hostile_answers;
 mod http2;
 mod http2_conformance;
+mod http2_fields;
 mod http2_floods;
 mod http2_support;
 mod http2_tunnels;
