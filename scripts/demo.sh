@@ -107,6 +107,8 @@ for version in 1 2; do
 done
 
 # --- deploys one of them, and calls it ---
+host_up() { "$caas" host ls | grep -qw up; }
+wait_for 20 host_up || die "caas does not reach Docker at $socket: $("$caas" host ls 2>&1)"
 "$caas" deploy hello:1 --instances 2
 url=http://hello.localhost:$gateway/
 call() { curl -fsS --max-time 5 --resolve "hello.localhost:$gateway:127.0.0.1" "$@" "$url"; }

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# check.sh DIR: `make demo` as the README tells it, twice, then `make demo-down`, after which everything must be as before;
-# first with a Docker engine of its own, then beside one that runs already. CAAS_BIN: the program. The caller gives it network,
-# mount and process namespaces of its own, so that whatever it does stays in there (`tests/tests/demo.rs`).
+# check.sh DIR demo|compose. CAAS_BIN: the program. The caller gives it network, mount and process namespaces of its own, so
+# that whatever it does stays in there (`tests/tests/demo.rs`).
+# demo: `make demo` as the README tells it, again and again, then `make demo-down`, after which everything must be as before;
+# first with a Docker engine of its own, then beside one that runs already.
+# compose: docker-compose.yml with images made of this machine's programs (`tests/compose/try.sh`), up to the answers of an app.
 set -euo pipefail
-dir=${1:?usage: check.sh DIR}
+dir=${1:?usage: check.sh DIR demo|compose}
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cd "$root"
 . scripts/lib.sh
@@ -66,42 +68,69 @@ down() {
     same "make demo-down"
 }
 
-state >"$dir/state.before"
-demo
-# The README's next steps.
-says 'done' sh -c "'$CAAS_BIN' scale hello 4 && echo done"
-running 4 || die "not 4 instances: $("$CAAS_BIN" ps)"
-timeout 3 "$CAAS_BIN" logs hello -f >"$dir/logs.log" 2>&1 || [ $? = 124 ] || die "logs -f: $(cat "$dir/logs.log")"
-says 'listening on port' cat "$dir/logs.log"
-says 'done' sh -c "'$CAAS_BIN' deploy hello:2 && echo done"
-says 'version 2' called
-says 'done' sh -c "'$CAAS_BIN' rollback hello && echo done"
-says 'version 1' called
-"$CAAS_BIN" rm hello >/dev/null
-[ "$(curl -s -o /dev/null -w '%{http_code}' -H 'Host: hello.localhost' "http://127.0.0.1:${url//[^0-9]/}/")" = 404 ] ||
-    die "a removed app still answers"
-# Again, as often as one likes; and gone with what still runs.
-demo
-demo
-down
-scripts/demo-down.sh | grep -q 'no demo' || die "make demo-down can't be run twice"
+# A Docker that runs already.
+engine() {
+    mkdir -p "$dir/engine" /run/engine
+    setsid dockerd --data-root "$dir/engine/data" --exec-root /run/engine/exec --pidfile /run/engine/docker.pid \
+        --host unix:///var/run/docker.sock >"$dir/engine.log" 2>&1 </dev/null &
+    wait_for 30 docker version || die "the engine did not start: $(tail -5 "$dir/engine.log")"
+}
 
-# Beside a Docker that runs already, with a stranger's container on it.
-mkdir -p "$dir/engine" /run/engine
-setsid dockerd --data-root "$dir/engine/data" --exec-root /run/engine/exec --pidfile /run/engine/docker.pid \
-    --host unix:///var/run/docker.sock >"$dir/engine.log" 2>&1 </dev/null &
-wait_for 30 docker version || die "the engine did not start: $(tail -5 "$dir/engine.log")"
-scripts/build-hello.sh "$dir/engine/hello"
-docker build -q -t stranger "$dir/engine/hello" >/dev/null 2>&1
-docker run -d --name stranger -p 127.0.0.1:18080:8080 stranger >/dev/null
-images() { docker images -aq --no-trunc | sort; }
-whole() { docker inspect -f '{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}' stranger; }
-before="$(whole) $(docker ps -aq | wc -l) $(images)"
-state >"$dir/state.before"
-demo
-[ ! -d /run/caas-demo ] || die "make demo started an engine beside the one that runs"
-down
-after="$(whole) $(docker ps -aq | wc -l) $(images)"
-[ "$before" = "$after" ] || die "a Docker that ran already is not as it was: $before; $after"
-says 'instance' curl -fsS --max-time 5 http://127.0.0.1:18080/
-echo "demo: all is well"
+alone() {
+    state >"$dir/state.before"
+    demo
+    # The README's next steps.
+    says 'done' sh -c "'$CAAS_BIN' scale hello 4 && echo done"
+    running 4 || die "not 4 instances: $("$CAAS_BIN" ps)"
+    timeout 3 "$CAAS_BIN" logs hello -f >"$dir/logs.log" 2>&1 || [ $? = 124 ] || die "logs -f: $(cat "$dir/logs.log")"
+    says 'listening on port' cat "$dir/logs.log"
+    says 'done' sh -c "'$CAAS_BIN' deploy hello:2 && echo done"
+    says 'version 2' called
+    says 'done' sh -c "'$CAAS_BIN' rollback hello && echo done"
+    says 'version 1' called
+    "$CAAS_BIN" rm hello >/dev/null
+    [ "$(curl -s -o /dev/null -w '%{http_code}' -H 'Host: hello.localhost' "http://127.0.0.1:${url//[^0-9]/}/")" = 404 ] ||
+        die "a removed app still answers"
+    # Again, as often as one likes; and gone with what still runs.
+    demo
+    demo
+    down
+    scripts/demo-down.sh | grep -q 'no demo' || die "make demo-down can't be run twice"
+}
+
+# With a stranger's container on it.
+beside() {
+    scripts/build-hello.sh "$dir/engine/hello"
+    docker build -q -t stranger "$dir/engine/hello" >/dev/null 2>&1
+    docker run -d --name stranger -p 127.0.0.1:18080:8080 stranger >/dev/null
+    images() { docker images -aq --no-trunc | sort; }
+    whole() { docker inspect -f '{{.Id}} {{.State.Status}} {{.State.StartedAt}} {{.RestartCount}}' stranger; }
+    before="$(whole) $(docker ps -aq | wc -l) $(images)"
+    state >"$dir/state.before"
+    demo
+    [ ! -d /run/caas-demo ] || die "make demo started an engine beside the one that runs"
+    down
+    after="$(whole) $(docker ps -aq | wc -l) $(images)"
+    [ "$before" = "$after" ] || die "a Docker that ran already is not as it was: $before; $after"
+    says 'instance' curl -fsS --max-time 5 http://127.0.0.1:18080/
+}
+
+case ${2:-} in
+demo)
+    alone
+    engine
+    beside
+    ;;
+compose)
+    engine
+    things() { docker ps -aq; docker volume ls -q; docker network ls -q; }
+    before=$(things)
+    for step in up check down; do
+        timeout 120 tests/compose/try.sh $step >"$dir/$step.log" 2>&1 || die "try.sh $step failed: $(tail -30 "$dir/$step.log")"
+    done
+    grep -c 'version 2, instance' "$dir/check.log" | grep -qx 2 || die "no answers of version 2: $(cat "$dir/check.log")"
+    [ "$before" = "$(things)" ] || die "docker-compose down leaves something behind: $(docker ps -a; docker volume ls)"
+    ;;
+*) die "usage: check.sh DIR demo|compose" ;;
+esac
+echo "$2: all is well"

@@ -1,8 +1,7 @@
-//! `make demo` and `make demo-down` for real, in namespaces of their own: see `tests/demo/check.sh`.
+//! `make demo`, `make demo-down` and docker-compose.yml for real, in namespaces of their own: see `tests/demo/check.sh`.
 
 use std::path::Path;
-use std::process::Stdio;
-use std::sync::Arc;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,13 +9,23 @@ use e2e::{Fleet, process, roles};
 
 #[test]
 fn the_demo_runs_twice_and_leaves_nothing_behind() {
-    crate::support::on_fleet("make demo", demo);
+    crate::support::on_fleet("make demo", async |fleet| check(&fleet, "demo").await);
 }
 
-async fn demo(fleet: Arc<Fleet>) -> Result<()> {
-    let dir = fleet.keeper.dir.join("demo");
+#[test]
+fn the_compose_file_brings_up_everything() {
+    let runs = Command::new("docker-compose").arg("version").output().is_ok();
+    let missing = "docker-compose is missing (Debian package docker-compose)";
+    if crate::support::skip_because((!runs).then(|| missing.into())) {
+        return;
+    }
+    crate::support::on_fleet("docker-compose.yml", async |fleet| check(&fleet, "compose").await);
+}
+
+async fn check(fleet: &Fleet, what: &str) -> Result<()> {
+    let dir = fleet.keeper.dir.join(what);
     std::fs::create_dir_all(&dir)?;
-    let check = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/check.sh");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/check.sh");
     // Below the keeper, so that it ends with the run whatever happens.
     let mut command = tokio::process::Command::new("nsenter");
     command.args(["-t", &fleet.keeper.init.to_string(), "-m", "-p", "--"]);
@@ -30,7 +39,11 @@ async fn demo(fleet: Arc<Fleet>) -> Result<()> {
         "--mount-proc",
         "bash",
     ]);
-    command.arg(check).arg(&dir).env("CAAS_BIN", roles::binary()?);
+    command
+        .arg(script)
+        .arg(&dir)
+        .arg(what)
+        .env("CAAS_BIN", roles::binary()?);
     command.stdin(Stdio::null()).kill_on_drop(true);
     let said = process::output_within(Duration::from_secs(170), command).await?;
     eprint!("{said}");

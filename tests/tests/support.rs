@@ -22,9 +22,14 @@ static FLEET: OnceCell<Result<Arc<Fleet>, String>> = OnceCell::const_new();
 static ALL_IN_ONE: OnceCell<Result<Platform, String>> = OnceCell::const_new();
 static SEPARATE: OnceCell<Result<Platform, String>> = OnceCell::const_new();
 
-/// Why scenarios can't run here; `None` if they can. Panics instead where nothing may be skipped.
+/// Whether scenarios can't run here. Panics instead where nothing may be skipped.
 fn skip() -> bool {
-    let Some(why) = Fleet::missing() else { return false };
+    skip_because(Fleet::missing())
+}
+
+/// Whether there is a reason to skip a scenario; it is told. Panics instead where nothing may be skipped.
+pub(crate) fn skip_because(why: Option<String>) -> bool {
+    let Some(why) = why else { return false };
     assert!(
         std::env::var("CAAS_TEST_REQUIRE_ALL").is_err(),
         "the end-to-end tests can't run: {why}"
