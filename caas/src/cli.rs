@@ -43,7 +43,7 @@ pub(crate) struct ApiArgs {
     token_file: Option<PathBuf>,
     /// How results are written
     #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 /// A client of the chosen API, and how its results are written.
@@ -80,8 +80,8 @@ impl ApiArgs {
 pub(crate) enum Command {
     /// Run everything in one process on this machine's Docker
     Up(up::UpArgs),
-    /// Run a gateway: requests in, to the instances and back
-    Gateway(roles::gateway::GatewayArgs),
+    /// Run a gateway: requests in, to the instances and back; or ask one that runs
+    Gateway(Box<roles::gateway::GatewayArgs>),
     /// Run a scheduler: HTTP API, placement, convergence
     Scheduler(roles::scheduler::SchedulerArgs),
     /// Run a registry-sync: probes, and what is published to the gateways
@@ -190,6 +190,12 @@ mod tests {
             "gateway --registry zk://127.0.0.1:2181 --domain test --listen 127.0.0.1:8080 --admin 127.0.0.1:9090 \
              --endpoint-cidr 127.0.0.0/8 --endpoint-cidr 10.0.0.0/8 --endpoint-ports 1024-65535",
             "gateway --registry file:/tmp/x.json --workers 2 --access-log stdout",
+            "gateway routes",
+            "gateway endpoints hello --admin http://127.0.0.1:9090 -o json",
+            "gateway explain hello.example.com /path --client 203.0.113.7 --cookie a=b",
+            "gateway eject hello 0a1b2c --for 1h",
+            "gateway uneject hello 10.0.0.1:20000",
+            "gateway drain",
             "up --api-listen 172.17.0.1:8090 --api-url http://172.17.0.1:8090",
             "scheduler --config caas.toml --api-url http://10.0.0.1:8090",
             "registry-sync --store mysql://x --registry zk://y",

@@ -45,7 +45,10 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
         Command::Up(args) => up::run(args),
-        Command::Gateway(args) => roles::gateway::run(args),
+        Command::Gateway(args) => match &args.command {
+            Some(command) => process::run_client(commands::gateway::run(command, cli.api.output)),
+            None => roles::gateway::run(args),
+        },
         Command::Scheduler(args) => roles::scheduler::run(args),
         Command::RegistrySync(args) => roles::registry_sync::run(args),
         Command::Migrate(args) => roles::migrate::run(args),

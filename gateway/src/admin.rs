@@ -1,4 +1,13 @@
-//! The admin server: `/live`, `/ready`, `/metrics`, `/routes`. On its own port, never on the clients'; read only.
+//! The admin server: what the gateway knows (`/live`, `/ready`, `/metrics`, `/routes`, `/endpoints`, `/explain`), and what an
+//! operator may change (`/eject`, `/uneject`, `/drain`, `/undrain`). On its own port, never on the clients'.
+//!
+//! Nobody has to sign in, so the port belongs on the loopback interface. A web page that an operator looks at must not be able to
+//! use it: changes are posts with `content-type: application/json`, which a page of elsewhere can't send without being asked first
+//! (and nothing here answers that question), and whatever a browser sends for a page (`Origin`) is refused.
+
+mod change;
+mod explain;
+mod view;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,19 +21,15 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Page;
 use crate::shared::Shared;
-use crate::table::App;
 
 /// Most connections at once.
 const CONNECTIONS: usize = 64;
-/// Most apps in one listing.
-const LISTED: usize = 10_000;
 
 /// Serves until `stop`.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
@@ -41,8 +46,8 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, stop: Cancel
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let answer = answer(&shared, &request);
-                async move { Ok::<_, Infallible>(answer) }
+                let shared = Arc::clone(&shared);
+                async move { Ok::<_, Infallible>(answer(&shared, request).await) }
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -69,32 +74,62 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-fn answer(shared: &Shared, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return text(StatusCode::METHOD_NOT_ALLOWED, PLAIN, "only GET\n".into());
+const JSON: &str = "application/json";
+const HELP: &str = "GET /live /ready /metrics /routes[?app=NAME] /endpoints[?app=NAME] /explain?host=HOST[&path=&client=&cookie=]\n\
+                    POST /eject /uneject /drain /undrain\n";
+
+/// An error as problem+json (RFC 9457).
+fn problem(status: StatusCode, code: &str, detail: &str) -> Response<Full<Bytes>> {
+    let body = serde_json::json!({
+        "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "code": code, "detail": detail,
+    });
+    text(status, "application/problem+json", body.to_string())
+}
+
+async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let path = request.uri().path().to_owned();
+    if *request.method() == Method::POST {
+        return match change::of(&path) {
+            Some(change) => change::make(shared, change, request).await,
+            None => problem(StatusCode::NOT_FOUND, "not_found", HELP),
+        };
     }
-    match request.uri().path() {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) || change::of(&path).is_some() {
+        return problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", HELP);
+    }
+    let query: Vec<(String, String)> = url::form_urlencoded::parse(request.uri().query().unwrap_or("").as_bytes())
+        .into_owned()
+        .collect();
+    let said = |name: &str| query.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
+    match path.as_str() {
         "/live" => text(StatusCode::OK, PLAIN, "live\n".into()),
         "/ready" => match ready(shared) {
             Ok(()) => text(StatusCode::OK, PLAIN, "ready\n".into()),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, PLAIN, format!("{why}\n")),
         },
         "/metrics" => text(StatusCode::OK, "text/plain; version=0.0.4", metrics(shared)),
-        "/routes" => {
-            let app = request.uri().query().and_then(|q| q.strip_prefix("app="));
-            text(StatusCode::OK, "application/json", routes(shared, app))
-        }
-        _ => text(
-            StatusCode::NOT_FOUND,
-            PLAIN,
-            "/live /ready /metrics /routes[?app=NAME]\n".into(),
-        ),
+        "/routes" => text(StatusCode::OK, JSON, view::routes(shared, said("app"))),
+        "/endpoints" => match view::endpoints(shared, said("app")) {
+            Some(body) => text(StatusCode::OK, JSON, body),
+            None => problem(
+                StatusCode::NOT_FOUND,
+                "unknown_app",
+                "there is no app of this name here",
+            ),
+        },
+        "/explain" => match explain::explain(shared, &said) {
+            Ok(body) => text(StatusCode::OK, JSON, body),
+            Err(detail) => problem(StatusCode::BAD_REQUEST, "bad_request", &detail),
+        },
+        _ => problem(StatusCode::NOT_FOUND, "not_found", HELP),
     }
 }
 
 fn ready(shared: &Shared) -> Result<(), &'static str> {
     if shared.stopping.load(Ordering::Relaxed) {
         Err("stopping")
+    } else if shared.drained.load(Ordering::Relaxed) {
+        Err("drained by an operator")
     } else if !shared.registry.loaded.is_cancelled() {
         Err("no registry and no snapshot file yet")
     } else {
@@ -176,82 +211,4 @@ fn metrics(shared: &Shared) -> String {
         &registry.propagation,
     );
     page.text()
-}
-
-#[derive(Serialize)]
-struct Routes<'a> {
-    revision: i64,
-    stale_s: f64,
-    total: usize,
-    routes: Vec<Route<'a>>,
-}
-
-#[derive(Serialize)]
-struct Route<'a> {
-    host: String,
-    app: &'a str,
-    in_flight: u32,
-    endpoints: Vec<EndpointView<'a>>,
-}
-
-#[derive(Serialize)]
-struct EndpointView<'a> {
-    version: &'a str,
-    container: &'a str,
-    address: String,
-    /// `ready` or `left_out`.
-    state: &'static str,
-    left_out_ms: u64,
-    failures: u32,
-    in_flight: u32,
-}
-
-fn route<'a>(shared: &Shared, key: &str, app: &'a App, now: Instant) -> Route<'a> {
-    let view = |e: &'a Arc<crate::eject::Endpoint>| {
-        let left_out_ms = e.left_out_ms(shared.clock, now);
-        EndpointView {
-            version: e.key.version.as_str(),
-            container: e.key.container.as_str(),
-            address: e.address.to_string(),
-            state: if left_out_ms > 0 { "left_out" } else { "ready" },
-            left_out_ms,
-            failures: e.failures(),
-            in_flight: e.in_flight(),
-        }
-    };
-    Route {
-        host: if key.contains('.') {
-            key.to_owned()
-        } else {
-            format!("{key}.{}", shared.config.domain)
-        },
-        app: app.shared.id.as_str(),
-        in_flight: app.shared.in_flight.load(Ordering::Relaxed),
-        endpoints: app.endpoints.iter().map(view).collect(),
-    }
-}
-
-fn routes(shared: &Shared, only: Option<&str>) -> String {
-    let table = shared.table.load();
-    let now = Instant::now();
-    let mut routes: Vec<Route<'_>> = match only {
-        Some(app) => table
-            .iter()
-            .filter(|(_, a)| a.shared.id.as_str() == app)
-            .map(|(key, a)| route(shared, key, a, now))
-            .collect(),
-        None => table
-            .iter()
-            .take(LISTED)
-            .map(|(key, a)| route(shared, key, a, now))
-            .collect(),
-    };
-    routes.sort_unstable_by(|a, b| a.host.cmp(&b.host));
-    let all = Routes {
-        revision: shared.registry.revision.load(Ordering::Relaxed),
-        stale_s: stale_s(shared),
-        total: table.len(),
-        routes,
-    };
-    serde_json::to_string(&all).unwrap_or_default()
 }

@@ -2,21 +2,37 @@
 //! failed. An endpoint lives as long as its container answers at its address; it never speaks for another container.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use model::registry::EntryKey;
 
-/// First time that an endpoint is left out after a failed connect; it doubles with each further failure.
-const FIRST: Duration = Duration::from_secs(1);
-/// Longest time that an endpoint is left out.
-const LONGEST: Duration = Duration::from_secs(30);
+use crate::balance::{Latency, PENALTY_US};
 
-/// How long an endpoint is left out after its `failures`th failure in a row.
+/// First time that an endpoint is left out after a failed connect; it doubles with each further failure. Short, since a
+/// connect of the gateway's own, beside the requests, decides about its return.
+const FIRST: Duration = Duration::from_secs(1);
+/// Longest time that an endpoint is left out after a failed connect.
+const LONGEST: Duration = Duration::from_secs(30);
+/// Requests in a row without an answer that can be used until an endpoint is left out although it accepts connections
+/// (Envoy's `consecutive_gateway_failure`).
+const IN_A_ROW: u32 = 5;
+/// Time per such ejection in a row, and the longest. Spread by [`JITTER`], so that gateways do not return together.
+const EJECTION: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Largest part by which an ejection is longer or shorter.
+const JITTER: f64 = 0.2;
+
+/// How long an endpoint is left out after its `failures`th failed connect in a row.
 pub(crate) fn penalty(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
     FIRST.saturating_mul(1 << doublings).min(LONGEST)
+}
+
+/// How long the `n`th ejection in a row lasts; `chance` from 0 to 1.
+fn ejection(n: u32, chance: f64) -> Duration {
+    let time = EJECTION.0.saturating_mul(n.max(1)).min(EJECTION.1);
+    time.mul_f64(1.0 - JITTER + 2.0 * JITTER * chance)
 }
 
 /// One endpoint of an app.
@@ -38,6 +54,27 @@ pub(crate) struct Endpoint {
     until: AtomicU64,
     /// A connect tries it after its time was over.
     probing: AtomicBool,
+    /// One of the three above, or of the next three, is not as it was at the start; read by every answer.
+    troubled: AtomicBool,
+    /// Requests in a row that it accepted and gave no answer to.
+    unanswered: AtomicU32,
+    /// Ejections in a row for that.
+    ejections: AtomicU32,
+    /// Milliseconds until which an operator has ejected it; 0: nobody has.
+    ejected: AtomicU64,
+    /// When it came, in milliseconds; 0: with the first word of the registry.
+    since: u64,
+    latency: Latency,
+    last_error: Mutex<Option<LastError>>,
+}
+
+/// The last failure of an endpoint, for operators.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastError {
+    /// A reason of the gateway's answers.
+    pub(crate) what: &'static str,
+    /// Milliseconds as [`Clock::millis`] counts.
+    pub(crate) at_ms: u64,
 }
 
 /// Time as the endpoints count it.
@@ -67,7 +104,8 @@ pub(crate) enum State {
 }
 
 impl Endpoint {
-    pub(crate) fn new(key: EntryKey, address: SocketAddr) -> Self {
+    /// `since`: when it came, in milliseconds as [`Clock::millis`] counts; 0 for what was there from the start.
+    pub(crate) fn new(key: EntryKey, address: SocketAddr, since: u64) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -78,6 +116,13 @@ impl Endpoint {
             failures: AtomicU32::new(0),
             until: AtomicU64::new(0),
             probing: AtomicBool::new(false),
+            troubled: AtomicBool::new(false),
+            unanswered: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            ejected: AtomicU64::new(0),
+            since,
+            latency: Latency::default(),
+            last_error: Mutex::new(None),
         }
     }
 
@@ -88,17 +133,43 @@ impl Endpoint {
     /// request sees the mark and goes elsewhere, or the follower sees the request and reports it as draining, even when
     /// the request holds a table from before the withdrawal.
     pub(crate) fn enter(self: &Arc<Self>) -> Option<Entered> {
-        self.in_flight.fetch_add(1, Ordering::SeqCst);
+        self.enter_below(u32::MAX)
+    }
+
+    /// [`Endpoint::enter`], unless `most` requests are under way already.
+    pub(crate) fn enter_below(self: &Arc<Self>, most: u32) -> Option<Entered> {
+        let before = self.in_flight.fetch_add(1, Ordering::SeqCst);
         let entered = Entered(Arc::clone(self));
-        if self.withdrawn.load(Ordering::SeqCst) {
-            return None;
-        }
-        Some(entered)
+        (!self.withdrawn.load(Ordering::SeqCst) && before < most).then_some(entered)
     }
 
     /// Marks the endpoint as withdrawn: no request enters from now on.
     pub(crate) fn withdraw(&self) {
         self.withdrawn.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// When it came, in milliseconds; 0: with the first word of the registry.
+    pub(crate) fn since_ms(&self) -> u64 {
+        self.since
+    }
+
+    pub(crate) fn latency(&self) -> &Latency {
+        &self.latency
+    }
+
+    pub(crate) fn last_error(&self) -> Option<LastError> {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes down a failure, and what it means for the latency.
+    pub(crate) fn note(&self, what: &'static str, clock: Clock, now: Instant) {
+        let at_ms = clock.millis(now);
+        self.latency.observe(PENALTY_US, at_ms);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(LastError { what, at_ms });
     }
 
     /// Requests and tunnels under way.
@@ -141,22 +212,62 @@ impl Endpoint {
         }
         let time = penalty(self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1));
         self.until.store(clock.millis(now + time), Ordering::Relaxed);
+        self.troubled.store(true, Ordering::Relaxed);
         time
+    }
+
+    /// It took a request and gave no answer that can be used: none in time, a broken one, or the connection's end. After five
+    /// in a row it is left out, if `may` (asked only then) allows it; the time of that is returned. Client aborts never come here.
+    pub(crate) fn gave_no_answer(&self, clock: Clock, now: Instant, may: impl FnOnce() -> bool) -> Option<Duration> {
+        let in_a_row = self.unanswered.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        self.troubled.store(true, Ordering::Relaxed);
+        if in_a_row < IN_A_ROW || self.state(clock, now) != State::Ready || !may() {
+            return None;
+        }
+        self.unanswered.store(0, Ordering::Relaxed);
+        let n = self.ejections.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let time = ejection(n, rand::random());
+        self.until.store(clock.millis(now + time), Ordering::Relaxed);
+        Some(time)
     }
 
     /// A probe has connected: requests may come again. Only an answer makes its failures forgotten, since an accepted
     /// connection proves little.
     pub(crate) fn connected(&self) {
         self.probing.store(false, Ordering::Relaxed);
+        self.ejected.store(0, Ordering::Relaxed);
         self.until.store(0, Ordering::Relaxed);
     }
 
     /// It answered.
     pub(crate) fn worked(&self) {
-        if self.until.load(Ordering::Relaxed) != 0 || self.failures.load(Ordering::Relaxed) != 0 {
+        if self.troubled.load(Ordering::Relaxed) {
+            self.troubled.store(false, Ordering::Relaxed);
             self.failures.store(0, Ordering::Relaxed);
-            self.until.store(0, Ordering::Relaxed);
+            self.unanswered.store(0, Ordering::Relaxed);
+            self.ejections.store(0, Ordering::Relaxed);
+            // What an operator has said holds.
+            self.until
+                .store(self.ejected.load(Ordering::Relaxed), Ordering::Relaxed);
         }
+    }
+
+    /// An operator takes it out for that time, whatever it answers.
+    pub(crate) fn eject(&self, clock: Clock, now: Instant, time: Duration) {
+        let until = clock.millis(now + time);
+        self.ejected.store(until, Ordering::Relaxed);
+        self.until.store(until, Ordering::Relaxed);
+    }
+
+    /// An operator puts it back, whatever it was left out for.
+    pub(crate) fn uneject(&self) {
+        self.ejected.store(0, Ordering::Relaxed);
+        self.troubled.store(true, Ordering::Relaxed);
+        self.worked();
+    }
+
+    pub(crate) fn ejected_by_operator(&self) -> bool {
+        self.ejected.load(Ordering::Relaxed) != 0
     }
 
     /// Failures in a row.
@@ -202,6 +313,7 @@ pub(crate) mod tests {
         Arc::new(Endpoint::new(
             key("a", "1", "c"),
             "127.0.0.1:9".parse().expect("address"),
+            0,
         ))
     }
 
@@ -234,6 +346,71 @@ pub(crate) mod tests {
         assert_eq!(e.failures(), 2, "a connect is no answer");
         e.worked();
         assert_eq!(e.failures(), 0);
+    }
+
+    #[test]
+    fn ejections_grow_and_are_spread() {
+        for (n, seconds) in [(1, 10.0), (2, 20.0), (30, 300.0), (31, 300.0), (u32::MAX, 300.0)] {
+            let middle = ejection(n, 0.5).as_secs_f64();
+            assert!((middle - seconds).abs() < 0.001, "{n}: {middle}");
+            assert!((ejection(n, 0.0).as_secs_f64() - seconds * 0.8).abs() < 0.001);
+            assert!((ejection(n, 1.0).as_secs_f64() - seconds * 1.2).abs() < 0.001);
+        }
+    }
+
+    #[test]
+    fn five_requests_in_a_row_without_an_answer() {
+        let (clock, now, e) = (Clock::new(), Instant::now(), endpoint());
+        for _ in 0..4 {
+            assert_eq!(e.gave_no_answer(clock, now, || true), None);
+        }
+        e.worked();
+        for _ in 0..4 {
+            assert_eq!(
+                e.gave_no_answer(clock, now, || true),
+                None,
+                "an answer between: not in a row"
+            );
+        }
+        assert_eq!(e.gave_no_answer(clock, now, || false), None, "too many are out already");
+        let time = e.gave_no_answer(clock, now, || true).expect("the sixth");
+        assert!((8.0..=12.0).contains(&time.as_secs_f64()), "{time:?}");
+        assert_eq!(e.state(clock, now + Duration::from_secs(7)), State::LeftOut);
+        let later = now + Duration::from_secs(13);
+        assert!(e.claim_probe(clock, later, Duration::from_secs(1)));
+        e.connected();
+        for _ in 0..4 {
+            assert_eq!(e.gave_no_answer(clock, later, || true), None);
+        }
+        let longer = e.gave_no_answer(clock, later, || true).expect("again five");
+        assert!((16.0..=24.0).contains(&longer.as_secs_f64()), "{longer:?}");
+    }
+
+    #[test]
+    fn what_an_operator_says_holds_until_its_time_or_his_word() {
+        let (clock, now, e) = (Clock::new(), Instant::now(), endpoint());
+        e.eject(clock, now, Duration::from_secs(300));
+        e.failed(clock, now);
+        e.worked();
+        assert_eq!(e.state(clock, now), State::LeftOut, "an answer does not bring it back");
+        e.uneject();
+        assert_eq!(e.state(clock, now), State::Ready);
+        e.eject(clock, now, Duration::from_secs(300));
+        let later = now + Duration::from_secs(301);
+        assert!(e.claim_probe(clock, later, Duration::from_secs(1)));
+        e.connected();
+        e.worked();
+        assert_eq!(e.state(clock, later), State::Ready);
+    }
+
+    #[test]
+    fn no_more_than_allowed_at_once() {
+        let e = endpoint();
+        let held = e.enter_below(1).expect("room");
+        assert!(e.enter_below(1).is_none());
+        assert_eq!(e.in_flight(), 1);
+        drop(held);
+        assert!(e.enter_below(1).is_some());
     }
 
     #[test]

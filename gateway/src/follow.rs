@@ -109,7 +109,12 @@ impl Follower {
             }
             return;
         }
-        let new = Arc::new(Endpoint::new(key.clone(), endpoint.0));
+        // What is there at the start is not new, only the gateway is.
+        let since = match self.heard {
+            true => self.shared.clock.millis(Instant::now()),
+            false => 0,
+        };
+        let new = Arc::new(Endpoint::new(key.clone(), endpoint.0, since));
         if let Some(old) = self.entry(&key.app).endpoints.insert(place, new) {
             self.leaving.push(old);
         }
@@ -305,12 +310,12 @@ impl Follower {
         let mut fresh: HashMap<AppId, Arc<App>> = HashMap::new();
         for id in self.touched.drain() {
             let app = self.apps.get(&id).map(|entry| {
-                Arc::new(App {
-                    shared: Arc::clone(&entry.shared),
-                    settings: Arc::clone(&entry.settings),
-                    configured: entry.configured,
-                    endpoints: entry.endpoints.values().cloned().collect(),
-                })
+                Arc::new(App::new(
+                    Arc::clone(&entry.shared),
+                    Arc::clone(&entry.settings),
+                    entry.configured,
+                    entry.endpoints.values().cloned().collect(),
+                ))
             });
             if let (Some(app), Some(entry)) = (&app, self.apps.get(&id)) {
                 fresh.insert(id.clone(), Arc::clone(app));

@@ -15,15 +15,17 @@ use model::config::Protocol;
 use tokio::net::TcpStream;
 
 use crate::answer::{self, Reason, Shape};
+use crate::balance::{Ask, Tried, Unpicked};
 use crate::body::{BodyState, ClientBody, Progress, RequestBody, ResponseBody};
 use crate::eject::Endpoint;
 use crate::exchange::{Exchange, Phase};
 use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
+use crate::outcome;
 use crate::pool::Sender;
 use crate::retry::{self, Copy};
 use crate::route::{self, Target};
-use crate::table::{App, Tried};
+use crate::table::App;
 use crate::upgrade::Tunnel;
 use crate::upstream::{self, Call, How, Outcome, Sent};
 use crate::websocket;
@@ -45,7 +47,7 @@ impl From<Reason> for Refusal {
 /// A request that may go to its app.
 struct Admitted {
     app: Arc<App>,
-    version: Option<Box<str>>,
+    ask: Ask,
     request: Request<RequestBody>,
     /// As it came, for the case that it is sent again.
     copy: Copy,
@@ -147,10 +149,14 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
 
     let mut scratch = [0; 254];
     let name = route::name(host.as_bytes(), &mut scratch).map_err(|_| Reason::BadHost)?;
-    let (key, version) = match route::target(name, &shared.config.domain) {
-        Target::App(app) => (app, None),
-        Target::Version { version, app } => (app, Some(version.into())),
-        Target::Domain(domain) if domain.contains('.') => (domain, None),
+    let mut ask = Ask::default();
+    let key = match route::target(name, &shared.config.domain) {
+        Target::App(app) => app,
+        Target::Version { version, app } => {
+            ask.version = Some(version.into());
+            app
+        }
+        Target::Domain(domain) if domain.contains('.') => domain,
         Target::Domain(_) => return Err(Reason::UnknownApp.into()),
     };
     let app = worker.app(key).ok_or(Reason::UnknownApp)?;
@@ -175,6 +181,10 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
         return Err(Reason::BodyTooLarge.into());
     }
     exchange.patience.set((settings.response, settings.idle));
+    if let Some(plan) = &app.plan {
+        plan.read(&mut ask, &parts.headers, flight.ip);
+        ask.secure = exchange.client.trusted && headers::forwarded_https(&parts.headers);
+    }
 
     let has_body = !body.is_end_stream();
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
@@ -210,7 +220,7 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     *request.headers_mut() = parts.headers;
     Ok(Admitted {
         app,
-        version,
+        ask,
         request,
         copy,
         repeatable,
@@ -244,7 +254,7 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
 async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Response<ResponseBody>, Refusal> {
     let Admitted {
         mut app,
-        version,
+        ask,
         request,
         copy,
         repeatable,
@@ -261,15 +271,17 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
 
     let result = loop {
         let probe = |endpoint: &Arc<Endpoint>| probe(&worker, endpoint, app.settings.connect);
-        let Some(entered) = app.pick(version.as_deref(), &tried, worker.shared.clock, now, probe) else {
+        let entered = match app.pick(&ask, &tried, worker.shared.clock, now, probe) {
+            Ok(entered) => entered,
+            Err(Unpicked::Full) => break Err(Reason::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
-            match worker.app(app.shared.id.as_str()) {
+            Err(Unpicked::None) => match worker.app(app.shared.id.as_str()) {
                 Some(newer) if !Arc::ptr_eq(&newer, &app) => {
                     app = newer;
                     continue;
                 }
                 _ => break Err(failure),
-            }
+            },
         };
         // One try on a new connection after a kept one is free: it says nothing about the app, and happens once.
         if !tried.is_empty() && !std::mem::take(&mut free) && !may_go_on(flight, &worker, &app, now) {
@@ -297,7 +309,11 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         let again = match sent {
             Sent::Answer => {
                 flight.upstream = now.elapsed();
-                break accept(flight, answer.take(), sender, &rules);
+                let mut accepted = accept(flight, answer.take(), sender, &rules);
+                if let Some(plan) = &app.plan {
+                    outcome::answered(flight, &app, plan, &ask, &mut accepted);
+                }
+                break accepted;
             }
             Sent::Unsent | Sent::Refused => {
                 failure = Reason::ConnectFailed;
@@ -307,27 +323,31 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 failure = Reason::UpstreamClosed;
                 repeatable
             }
-            Sent::Bad => break Err(body_failure(flight).unwrap_or(Reason::BadAnswer)),
+            Sent::Bad => {
+                failure = Reason::BadAnswer;
+                false
+            }
+            Sent::Expired if exchange.body_open.get() => break Err(Reason::RequestTimeout),
             Sent::Expired => {
-                let reason = if exchange.body_open.get() {
-                    Reason::RequestTimeout
-                } else {
-                    Reason::UpstreamTimeout
-                };
-                break Err(reason);
+                failure = Reason::UpstreamTimeout;
+                false
             }
         };
         if let Some(reason) = body_failure(flight) {
             break Err(reason);
         }
         if !again {
+            // That a kept connection ended says nothing about the endpoint.
+            if !(kept && failure == Reason::UpstreamClosed) {
+                outcome::no_answer(flight, &worker, &app, failure);
+            }
             break Err(failure);
         }
         // An accepted connection proves nothing (Docker's port proxy accepts for dead apps): an end before the first byte of
         // an answer counts as a failed connect, except on a kept connection, which may just have been too old. Then the
         // same endpoint may be tried once more, on a new one.
         now = Instant::now();
-        failed(flight, &worker, &mut tried, kept, now);
+        failed(flight, &worker, &mut tried, kept, failure, now);
         free = kept;
         only_new |= free;
     };
@@ -356,7 +376,7 @@ fn may_go_on(flight: &Flight, worker: &Worker, app: &App, now: Instant) -> bool 
 }
 
 /// Notes a failure at the endpoint that the request is at. `kept`: on a kept connection, which says nothing about the endpoint.
-fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, now: Instant) {
+fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, reason: Reason, now: Instant) {
     if let Some(entered) = flight.entered() {
         let endpoint = entered.endpoint();
         tried.add(endpoint.id, kept);
@@ -364,6 +384,7 @@ fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, n
             worker.stats().stale.add(1);
         } else {
             let before = endpoint.failures();
+            endpoint.note(reason.as_str(), worker.shared.clock, now);
             let time = endpoint.failed(worker.shared.clock, now);
             if endpoint.failures() != before {
                 worker.stats().ejections.add(1);

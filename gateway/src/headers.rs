@@ -226,6 +226,13 @@ impl Facts {
     }
 }
 
+/// Whether a trusted proxy says that the client speaks TLS to it.
+pub(crate) fn forwarded_https(headers: &HeaderMap) -> bool {
+    headers
+        .get(X_FORWARDED_PROTO)
+        .is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
+}
+
 /// What a request's headers become for the endpoint; applied again when the request is sent again.
 #[derive(Debug)]
 pub(crate) struct Rules {

@@ -22,6 +22,7 @@
 mod access_log;
 mod admin;
 mod answer;
+mod balance;
 mod body;
 mod client;
 mod config;
@@ -39,6 +40,7 @@ mod http2_stream;
 mod limit;
 mod line;
 mod metrics;
+mod outcome;
 mod pool;
 mod retry;
 mod route;

@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) registry: RegistryStatus,
     /// The shutdown has begun.
     pub(crate) stopping: AtomicBool,
+    /// An operator wants no new traffic here: `/ready` answers 503.
+    pub(crate) drained: AtomicBool,
 }
 
 /// How the registry copy is.
@@ -65,6 +67,7 @@ impl Shared {
             trusted: Networks::new(&config.trusted_proxies),
             registry: RegistryStatus::default(),
             stopping: AtomicBool::new(false),
+            drained: AtomicBool::new(false),
             config,
         })
     }

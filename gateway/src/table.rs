@@ -2,15 +2,16 @@
 //! a change copies one shard, whatever the number of apps.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
 use model::{AppConfig, AppId};
 
+use crate::balance::Plan;
 use crate::config::Config;
-use crate::eject::{Clock, Endpoint, Entered, State};
+use crate::eject::{Clock, Endpoint, State};
 use crate::limit::{Limiter, Networks, RetryBudget};
 use crate::metrics::AppStats;
 
@@ -22,7 +23,7 @@ pub(crate) struct AppShared {
     pub(crate) in_flight: AtomicU32,
     pub(crate) budget: RetryBudget,
     /// Whose turn it is; shared by all workers so that the turn is the same over all connections.
-    turn: AtomicU32,
+    pub(crate) turn: AtomicU32,
     /// Counters, made at the first request.
     stats: OnceLock<AppStats>,
     workers: usize,
@@ -95,80 +96,32 @@ pub(crate) struct App {
     /// There is a configuration in the registry; else the defaults hold.
     pub(crate) configured: bool,
     pub(crate) endpoints: Box<[Arc<Endpoint>]>,
-}
-
-/// Endpoints already tried for a request: never tried again, except after a stale kept connection.
-#[derive(Debug, Default)]
-pub(crate) struct Tried(Vec<(u64, bool)>);
-
-impl Tried {
-    /// `stale`: only a kept connection failed, which says nothing about the endpoint.
-    pub(crate) fn add(&mut self, endpoint: u64, stale: bool) {
-        match self.0.iter_mut().find(|(id, _)| *id == endpoint) {
-            Some(entry) => entry.1 = false,
-            None => self.0.push((endpoint, stale)),
-        }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn has(&self, endpoint: u64) -> bool {
-        self.0.iter().any(|(id, _)| *id == endpoint)
-    }
-
-    fn was_stale(&self, endpoint: u64) -> bool {
-        self.0.contains(&(endpoint, true))
-    }
+    /// How endpoints are chosen; `None`: each in turn.
+    pub(crate) plan: Option<Box<Plan>>,
 }
 
 impl App {
-    /// The endpoint whose turn it is, counted as in use; `None` when there is none left to try.
-    ///
-    /// First choice: in turn over those that are not left out. When all are left out they are all tried (failing open:
-    /// a gateway that is wrong about health must not make an outage of it). Last: one whose kept connection was stale.
-    ///
-    /// `probe` is called for an endpoint whose time is over: it stays left out until the probe has connected, so that
-    /// no request ever waits for a host that is still gone.
-    pub(crate) fn pick(
-        &self,
-        version: Option<&str>,
-        tried: &Tried,
-        clock: Clock,
-        now: Instant,
-        mut probe: impl FnMut(&Arc<Endpoint>),
-    ) -> Option<Entered> {
-        let n = self.endpoints.len();
-        if n == 0 {
-            return None;
+    /// The app with these endpoints; `region` is the gateway's own.
+    pub(crate) fn new(
+        shared: Arc<AppShared>,
+        settings: Arc<Settings>,
+        configured: bool,
+        endpoints: Box<[Arc<Endpoint>]>,
+    ) -> Self {
+        Self {
+            plan: Plan::new(&settings.config, &endpoints),
+            shared,
+            settings,
+            configured,
+            endpoints,
         }
-        let start = self.shared.turn.fetch_add(1, Ordering::Relaxed) as usize % n;
-        let in_turn = || {
-            let (before, after) = self.endpoints.split_at(start);
-            after
-                .iter()
-                .chain(before)
-                .filter(|e| version.is_none_or(|v| e.key.version.as_str().eq_ignore_ascii_case(v)))
-        };
-        for endpoint in in_turn() {
-            if !tried.is_empty() && tried.has(endpoint.id) {
-                continue;
-            }
-            match endpoint.state(clock, now) {
-                State::Ready => {
-                    if let Some(entered) = endpoint.enter() {
-                        return Some(entered);
-                    }
-                }
-                State::Probe if endpoint.claim_probe(clock, now, self.settings.connect) => probe(endpoint),
-                State::Probe | State::LeftOut => {}
-            }
-        }
-        in_turn()
-            .filter(|e| !tried.has(e.id))
-            .chain(in_turn().filter(|e| tried.was_stale(e.id)))
-            .find_map(Endpoint::enter)
+    }
+
+    /// Whether one more endpoint may be left out for giving no answers: never more than half of them, since what looks like bad
+    /// endpoints may be a bad dependency of them all.
+    pub(crate) fn may_eject(&self, clock: Clock, now: Instant) -> bool {
+        let out = self.endpoints.iter().filter(|e| e.state(clock, now) != State::Ready);
+        (out.count() + 1) * 2 <= self.endpoints.len()
     }
 }
 
@@ -236,91 +189,10 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eject::tests::key;
-
-    fn app(versions: &[&str]) -> App {
-        let endpoints = versions
-            .iter()
-            .enumerate()
-            .map(|(i, v)| {
-                let address = format!("127.0.0.1:{}", 2_000 + i).parse().expect("address");
-                Arc::new(Endpoint::new(key("hello", v, &format!("c{i}")), address))
-            })
-            .collect();
-        App {
-            shared: Arc::new(AppShared::new("hello".parse().expect("id"), 1)),
-            settings: Arc::new(Settings::new(AppConfig::default(), &Config::default())),
-            configured: false,
-            endpoints,
-        }
-    }
-
-    fn port(entered: Option<&Entered>) -> Option<u16> {
-        entered.map(|e| e.endpoint().address.port())
-    }
-
-    #[test]
-    fn each_endpoint_in_turn() {
-        let app = app(&["1", "1", "1"]);
-        let (clock, now) = (Clock::new(), Instant::now());
-        let got: Vec<_> = (0..6)
-            .map(|_| port(app.pick(None, &Tried::default(), clock, now, |_| {}).as_ref()))
-            .collect();
-        assert_eq!(got[..3], got[3..]);
-        let mut sorted = got[..3].to_vec();
-        sorted.sort();
-        assert_eq!(sorted, [Some(2_000), Some(2_001), Some(2_002)]);
-    }
-
-    #[test]
-    fn a_version_gets_only_its_endpoints() {
-        let app = app(&["1", "RC2", "1"]);
-        let (clock, now) = (Clock::new(), Instant::now());
-        for _ in 0..5 {
-            assert_eq!(
-                port(app.pick(Some("rc2"), &Tried::default(), clock, now, |_| {}).as_ref()),
-                Some(2_001)
-            );
-        }
-        assert!(app.pick(Some("3"), &Tried::default(), clock, now, |_| {}).is_none());
-    }
-
-    #[test]
-    fn failed_ones_are_left_out_until_all_are() {
-        let app = app(&["1", "1"]);
-        let (clock, now) = (Clock::new(), Instant::now());
-        app.endpoints[0].failed(clock, now);
-        for _ in 0..4 {
-            assert_eq!(
-                port(app.pick(None, &Tried::default(), clock, now, |_| {}).as_ref()),
-                Some(2_001)
-            );
-        }
-        app.endpoints[1].failed(clock, now);
-        let mut tried = Tried::default();
-        let first = app.pick(None, &tried, clock, now, |_| {}).expect("fails open");
-        tried.add(first.endpoint().id, false);
-        let second = app.pick(None, &tried, clock, now, |_| {}).expect("the other");
-        assert_ne!(first.endpoint().id, second.endpoint().id);
-        tried.add(second.endpoint().id, false);
-        assert!(app.pick(None, &tried, clock, now, |_| {}).is_none(), "never twice");
-    }
-
-    #[test]
-    fn a_stale_connection_allows_one_more_try() {
-        let app = app(&["1"]);
-        let (clock, now) = (Clock::new(), Instant::now());
-        let mut tried = Tried::default();
-        let id = app.endpoints[0].id;
-        tried.add(id, true);
-        assert!(app.pick(None, &tried, clock, now, |_| {}).is_some());
-        tried.add(id, false);
-        assert!(app.pick(None, &tried, clock, now, |_| {}).is_none());
-    }
 
     #[test]
     fn a_hundred_thousand_apps() {
-        let one = Arc::new(app(&["1"]));
+        let one = Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
         let keys = (0..100_000).map(|i| format!("app{i}").into_boxed_str());
         let table = Table::default().with(keys.map(|k| (k, Some(Arc::clone(&one)))));
         assert_eq!(table.len(), 100_000);

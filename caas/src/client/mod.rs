@@ -31,11 +31,22 @@ const ANSWER_LIMIT: usize = 64 << 20;
 pub(crate) struct Client {
     http: reqwest::Client,
     target: Target,
+    /// What stands before each path.
+    root: &'static str,
 }
 
 impl Client {
     /// A client for `target`; does not connect.
     pub(crate) fn new(target: Target) -> Result<Self, Failure> {
+        Self::below(target, "/api/v1")
+    }
+
+    /// A client for a gateway's admin server, which speaks as the API does, without a prefix.
+    pub(crate) fn of_gateway(target: Target) -> Result<Self, Failure> {
+        Self::below(target, "")
+    }
+
+    fn below(target: Target, root: &'static str) -> Result<Self, Failure> {
         // Only https:// needs it; installing it twice is no error worth showing.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder();
@@ -49,7 +60,7 @@ impl Client {
             .user_agent(concat!("caas/", env!("CARGO_PKG_VERSION")))
             .build()
             .map_err(|e| Failure::error(format!("the HTTP client can't be set up: {e}")))?;
-        Ok(Self { http, target })
+        Ok(Self { http, target, root })
     }
 
     /// Where the API is, without a final slash.
@@ -127,7 +138,7 @@ impl Client {
     fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
         let mut request = self
             .http
-            .request(method, format!("{}/api/v1{path}", self.target.address));
+            .request(method, format!("{}{}{path}", self.target.address, self.root));
         if let Some(token) = &self.target.token {
             request = request.bearer_auth(token);
         }

@@ -4,6 +4,7 @@ pub(crate) mod apps;
 pub(crate) mod deploy;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod gateway;
 pub(crate) mod host;
 pub(crate) mod instances;
 pub(crate) mod logs;

@@ -6,14 +6,25 @@ use std::path::PathBuf;
 use clap::Args;
 use gateway::{Deps, Listeners, Succession};
 
+use crate::commands::gateway::GatewayCommand;
 use crate::config::{ConfigArgs, Overrides};
 use crate::exit::Failure;
 use crate::handover::{self, Handover, Inherited};
 use crate::{listen, process};
 
-/// `caas gateway`.
+/// `caas gateway`: the role, or a question to one that runs.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub(crate) struct GatewayArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<GatewayCommand>,
+    #[command(flatten)]
+    role: RoleArgs,
+}
+
+/// Flags of the role.
+#[derive(Debug, Args)]
+struct RoleArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// Registry to follow: zk://host:2181,host:2181[/chroot] or file:PATH
@@ -21,7 +32,7 @@ pub(crate) struct GatewayArgs {
     registry: Option<String>,
     #[command(flatten)]
     common: CommonArgs,
-    /// Where /live, /ready, /metrics and /routes are served [default: 127.0.0.1:9090]
+    /// Where /live, /ready, /metrics and the operators' paths are served [default: 127.0.0.1:9090]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
     /// Name of this gateway in the registry; else a random one
@@ -74,6 +85,7 @@ impl CommonArgs {
 
 /// Runs a gateway until a signal.
 pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
+    let args = &args.role;
     let mut flags = Overrides::default();
     args.common.overrides(&mut flags);
     flags

@@ -5,6 +5,7 @@
 extern crate caas_gateway as gateway;
 
 mod answer_corpus;
+mod balance;
 mod faults;
 mod follow;
 mod h2c;
@@ -17,6 +18,7 @@ mod http2_floods;
 mod http2_support;
 mod http2_tunnels;
 mod limits;
+mod operators;
 mod replay;
 mod routing;
 mod shutdown;

@@ -1,0 +1,54 @@
+//! What the end of a try means for the endpoint that had it, and for the client's way to the next one.
+
+use std::time::Instant;
+
+use http::{Response, header};
+
+use crate::answer::Reason;
+use crate::balance::{Ask, PENALTY_US, Plan};
+use crate::body::ResponseBody;
+use crate::flight::Flight;
+use crate::table::App;
+use crate::worker::Worker;
+
+/// Notes that the endpoint took the request and gave no answer that can be used.
+pub(crate) fn no_answer(flight: &Flight, worker: &Worker, app: &App, reason: Reason) {
+    let Some(entered) = flight.entered() else { return };
+    let (endpoint, clock, now) = (entered.endpoint(), worker.shared.clock, Instant::now());
+    endpoint.note(reason.as_str(), clock, now);
+    if let Some(time) = endpoint.gave_no_answer(clock, now, || app.may_eject(clock, now)) {
+        worker.stats().ejections.add(1);
+        tracing::warn!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
+            for_ms = time.as_millis() as u64, reason = reason.as_str(), "endpoint left out after requests without an answer");
+    }
+}
+
+/// What an answer means for the app's way of balancing: its latency, and the cookie that the client is to keep.
+pub(crate) fn answered(
+    flight: &Flight,
+    app: &App,
+    plan: &Plan,
+    ask: &Ask,
+    response: &mut Result<Response<ResponseBody>, Reason>,
+) {
+    let (Some(entered), Ok(response)) = (flight.entered(), response) else {
+        return;
+    };
+    let endpoint = entered.endpoint();
+    if plan.measures() {
+        let us = u64::try_from(flight.upstream.as_micros()).unwrap_or(u64::MAX);
+        // An endpoint that fails fast must not draw the requests to itself.
+        let us = if response.status().is_server_error() {
+            us.max(PENALTY_US)
+        } else {
+            us
+        };
+        let at = flight.worker().shared.clock.millis(Instant::now());
+        endpoint.latency().observe(us, at);
+    }
+    if let Some(cookie) = plan.cookie(ask, &app.endpoints, endpoint.id)
+        && let Some(line) = cookie.line(ask.secure)
+    {
+        response.headers_mut().append(header::SET_COOKIE, line);
+    }
+}
