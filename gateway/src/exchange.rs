@@ -3,10 +3,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
+use crate::hints::Hints;
 use crate::upgrade::Tunnel;
 
 /// What is going on.
@@ -41,6 +43,8 @@ pub(crate) struct Exchange {
     progress: Cell<u32>,
     /// It is a stream of an HTTP/2 connection, with a task of its own.
     pub(crate) http2: bool,
+    /// Interim answers for a client that can be sent some.
+    pub(crate) hints: Option<Arc<Hints>>,
     /// The client is to be told to send the body (100).
     pub(crate) go_on: Cell<bool>,
     /// The answer is over: the rest of the request's body is unwanted.
@@ -65,6 +69,7 @@ impl Exchange {
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
             http2: false,
+            hints: None,
             go_on: Cell::new(false),
             stopped: Cell::new(false),
             waker: RefCell::new(None),
@@ -76,6 +81,7 @@ impl Exchange {
     pub(crate) fn of_stream(client: Rc<Client>) -> Self {
         Self {
             http2: true,
+            hints: Some(Arc::default()),
             ..Self::new(client)
         }
     }

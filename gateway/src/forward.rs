@@ -218,6 +218,9 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     *request.method_mut() = parts.method;
     *request.uri_mut() = parts.uri;
     *request.headers_mut() = parts.headers;
+    if let Some(hints) = &flight.exchange().hints {
+        hints.hear(&mut request);
+    }
     Ok(Admitted {
         app,
         ask,

@@ -139,7 +139,11 @@ async fn asked(
     let mut serving = pin!(forward::serve(Rc::clone(worker), Rc::clone(exchange), request));
     poll_fn(|cx| {
         exchange.listen(cx);
-        if let Poll::Ready(Ok(response)) = serving.as_mut().poll(cx) {
+        let served = serving.as_mut().poll(cx);
+        if let Some(hints) = &exchange.hints {
+            hints.pass(cx, respond);
+        }
+        if let Poll::Ready(Ok(response)) = served {
             return Poll::Ready(Ok(response));
         }
         if exchange.go_on.take() {

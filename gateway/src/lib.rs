@@ -34,6 +34,7 @@ mod follow;
 mod forward;
 mod h2c;
 mod headers;
+mod hints;
 mod http2;
 mod http2_guard;
 mod http2_stream;

@@ -25,7 +25,7 @@ pub(crate) fn h2c() -> AppConfig {
 }
 
 /// What a test does with each stream of each connection: the connection's number, the stream's number on it, and the stream.
-async fn streams<F, T>(most: u32, serve: F) -> (SocketAddr, Arc<AtomicUsize>)
+pub(crate) async fn streams<F, T>(most: u32, serve: F) -> (SocketAddr, Arc<AtomicUsize>)
 where
     F: Fn(usize, usize, Request<RecvStream>, SendResponse<Bytes>) -> T + Clone + Send + Sync + 'static,
     T: Future<Output = ()> + Send + 'static,
@@ -47,7 +47,7 @@ where
     .await
 }
 
-async fn body_of(mut body: RecvStream) -> Vec<u8> {
+pub(crate) async fn body_of(mut body: RecvStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(Ok(part)) = body.data().await {
         let _ = body.flow_control().release_capacity(part.len());
@@ -56,7 +56,7 @@ async fn body_of(mut body: RecvStream) -> Vec<u8> {
     all
 }
 
-fn say(respond: &mut SendResponse<Bytes>, text: &str) {
+pub(crate) fn say(respond: &mut SendResponse<Bytes>, text: &str) {
     let head = Response::builder()
         .header("content-length", text.len())
         .body(())

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::h2c::{body_of, h2c, say, streams};
 use crate::http2_support::*;
 use crate::support::*;
 
@@ -380,4 +381,68 @@ async fn the_log_tells_the_protocol() {
             (&"hello.localhost".into(), &200.into())
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn early_hints_come_early() {
+    let (at, _) = upstream(|mut stream, _| async move {
+        let mut buffer = Vec::new();
+        while let Ok(Some(_)) = read_request(&mut stream, &mut buffer).await {
+            let hints = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\nconnection: x-b\r\nx-b: c\r\n\r\n".repeat(2);
+            let _ = stream.write_all(hints.as_bytes()).await;
+            let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+            let _ = stream.write_all(answer).await;
+        }
+    })
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let mut raw = Raw::open(gateway.http).await;
+    raw.send(&frame(HEADERS, WHOLE, 1, &get("/", &[]))).await;
+    let mut heads = Vec::new();
+    while heads.len() < 3 {
+        heads.push(raw.find(|f| f.kind == HEADERS).await.expect("a head"));
+    }
+    assert_eq!(heads.iter().map(Frame::status).collect::<Vec<_>>(), [0, 0, 200]);
+    // The second hint is all from the table: its status and its link.
+    assert_eq!(heads[1].payload.len(), 2, "{heads:?}");
+    let data = raw.find(|f| f.kind == DATA).await.expect("a body");
+    assert_eq!(data.payload, b"ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_client_with_any_app() {
+    let one = Recorder::start("name").await;
+    let (two, _) = streams(100, |_, _, request, mut respond| async move {
+        let head_only = request.method() == Method::HEAD;
+        let body = body_of(request.into_body()).await;
+        if head_only {
+            let head = http::Response::builder().header("content-length", 4).body(()).unwrap();
+            let _ = respond.send_response(head, true);
+        } else {
+            say(&mut respond, if body.is_empty() { "name" } else { "body" });
+        }
+    })
+    .await;
+    let entries = [("one", "1", "a", one.at), ("two", "1", "b", two)];
+    let gateway = Gateway::with(config(), &entries, &[("two", h2c())]).await;
+    let mut client = Client::open(gateway.http).await;
+    for app in ["one", "two"] {
+        let host = format!("{app}.localhost");
+        assert_eq!(gateway.get(&host, "/").await.body, "name", "{app} by HTTP/1");
+        assert_eq!(client.get(&host, "/").await.body, b"name", "{app} by HTTP/2");
+        let head = format!("HEAD / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = gateway.send(&head).await;
+        assert_eq!((answer.header("content-length"), answer.body.as_str()), (Some("4"), ""));
+        let head = Request::head(format!("http://{host}/")).body(()).unwrap();
+        let answer = client.whole(head).await;
+        assert_eq!((answer.header("content-length"), answer.body.len()), ("4", 0), "{app}");
+        let said = if app == "one" { "name" } else { "body" };
+        let post = format!("POST / HTTP/1.1\r\nHost: {host}\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc");
+        assert_eq!(gateway.send(&post).await.body, said);
+        let post = Request::post(format!("http://{host}/")).body(()).unwrap();
+        let (response, mut send) = client.start(post, false).await;
+        send.send_data(Bytes::from_static(b"abc"), true).unwrap();
+        assert_eq!(finish(response).await.unwrap().body, said.as_bytes(), "{app}");
+    }
+    assert!(one.junk.lock().unwrap().is_empty());
 }
