@@ -27,11 +27,16 @@ pub(crate) struct Line<'a> {
     pub(crate) endpoint: String,
     pub(crate) attempts: u32,
     pub(crate) duration_us: u64,
+    /// Until an endpoint was asked.
+    pub(crate) gateway_us: u64,
+    /// 0: on a kept connection.
+    pub(crate) connect_us: u64,
     pub(crate) upstream_us: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) client: std::net::IpAddr,
     pub(crate) request_id: &'a str,
+    pub(crate) traceparent: &'a str,
     pub(crate) reason: &'a str,
 }
 

@@ -9,6 +9,7 @@ mod change;
 mod explain;
 mod view;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Page;
+use crate::metrics::{AppLines, Page};
 use crate::shared::Shared;
 
 /// Most connections at once.
@@ -148,17 +149,34 @@ fn metrics(shared: &Shared) -> String {
     let table = shared.table.load();
     let mut page = Page::default();
     page.workers(&shared.workers);
-    let mut apps = vec![("", &shared.unknown, 0)];
+    let mut apps = vec![AppLines {
+        app: "",
+        stats: &shared.unknown,
+        in_flight: 0,
+        versions: Vec::new(),
+    }];
+    let now = Instant::now();
+    let mut states = BTreeMap::new();
     let (mut names, mut endpoints) = (0, 0);
     for (key, app) in table.iter().filter(|(key, _)| !key.contains('.')) {
         names += 1;
         endpoints += app.endpoints.len();
+        for endpoint in &app.endpoints {
+            let state = view::state(shared, endpoint, now);
+            *states.entry((key, endpoint.key.version.as_str(), state)).or_insert(0) += 1;
+        }
         if let Some(stats) = app.shared.stats_if_any() {
-            apps.push((key, stats, app.shared.in_flight.load(Ordering::Relaxed)));
+            apps.push(AppLines {
+                app: key,
+                stats,
+                in_flight: app.shared.in_flight.load(Ordering::Relaxed),
+                versions: app.shared.versions(),
+            });
         }
     }
-    apps.sort_unstable_by_key(|(key, _, _)| *key);
+    apps.sort_unstable_by_key(|a| a.app);
     page.apps(&apps);
+    page.endpoints(states.into_iter());
     let registry = &shared.registry;
     page.one("apps", "gauge", "Apps known", names);
     page.one("routes", "gauge", "Hosts routed: apps and custom domains", table.len());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use model::registry::EntryKey;
 
 use crate::balance::{Latency, PENALTY_US};
+use crate::metrics::VersionStats;
 
 /// First time that an endpoint is left out after a failed connect; it doubles with each further failure. Short, since a
 /// connect of the gateway's own, beside the requests, decides about its return.
@@ -64,6 +65,8 @@ pub(crate) struct Endpoint {
     ejected: AtomicU64,
     /// When it came, in milliseconds; 0: with the first word of the registry.
     since: u64,
+    /// Its version's counters.
+    pub(crate) stats: Arc<VersionStats>,
     latency: Latency,
     last_error: Mutex<Option<LastError>>,
 }
@@ -105,7 +108,7 @@ pub(crate) enum State {
 
 impl Endpoint {
     /// `since`: when it came, in milliseconds as [`Clock::millis`] counts; 0 for what was there from the start.
-    pub(crate) fn new(key: EntryKey, address: SocketAddr, since: u64) -> Self {
+    pub(crate) fn new(key: EntryKey, address: SocketAddr, since: u64, stats: Arc<VersionStats>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -121,6 +124,7 @@ impl Endpoint {
             ejections: AtomicU32::new(0),
             ejected: AtomicU64::new(0),
             since,
+            stats,
             latency: Latency::default(),
             last_error: Mutex::new(None),
         }
@@ -314,6 +318,7 @@ pub(crate) mod tests {
             key("a", "1", "c"),
             "127.0.0.1:9".parse().expect("address"),
             0,
+            Arc::default(),
         ))
     }
 

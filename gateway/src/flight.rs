@@ -1,6 +1,7 @@
 //! One request's record, from its head to the last byte of its answer: what it holds (endpoint, upstream connection)
 //! and what is written down when it ends. It ends exactly once, however the request ends.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) struct LogFields {
     pub(crate) uri: Uri,
     pub(crate) host: Option<HeaderValue>,
     pub(crate) request_id: Option<HeaderValue>,
+    pub(crate) traceparent: Option<HeaderValue>,
 }
 
 /// One request under way.
@@ -47,7 +49,11 @@ pub(crate) struct Flight {
     pub(crate) status: u16,
     pub(crate) reason: Option<Reason>,
     pub(crate) attempts: u32,
-    /// From the choice of the last endpoint to its answer's head.
+    /// From the head of the request until an endpoint was asked; where it is taken.
+    pub(crate) in_gateway: Option<Duration>,
+    /// For the last endpoint's new connection.
+    pub(crate) connect: Cell<Duration>,
+    /// From the request sent to the last endpoint to its answer's head.
     pub(crate) upstream: Duration,
     pub(crate) bytes_out: u64,
     pub(crate) body: Option<Rc<BodyState>>,
@@ -69,6 +75,8 @@ impl Flight {
             status: 0,
             reason: None,
             attempts: 0,
+            in_gateway: None,
+            connect: Cell::new(Duration::ZERO),
             upstream: Duration::ZERO,
             bytes_out: 0,
             body: None,
@@ -136,6 +144,7 @@ impl Flight {
         };
         let at = self.entered.as_ref().map(|e| Arc::clone(e.endpoint()));
         let (host, request_id) = (text(&fields.host), text(&fields.request_id));
+        let traceparent = text(&fields.traceparent);
         let line = Line {
             ts: model::Timestamp::now(),
             protocol: if self.exchange.http2 { "HTTP/2" } else { "HTTP/1.1" },
@@ -149,11 +158,14 @@ impl Flight {
             endpoint: at.as_ref().map(|e| e.address.to_string()).unwrap_or_default(),
             attempts: self.attempts,
             duration_us: micros(duration),
+            gateway_us: self.in_gateway.map_or(0, micros),
+            connect_us: micros(self.connect.get()),
             upstream_us: micros(self.upstream),
             bytes_in: self.body.as_ref().map_or(0, |b| b.bytes.get()),
             bytes_out: self.bytes_out,
             client: self.ip,
             request_id: &request_id,
+            traceparent: &traceparent,
             reason: match self.reason {
                 Some(reason) => reason.as_str(),
                 None if self.status == 0 => "client_gone",
@@ -183,8 +195,15 @@ impl Drop for Flight {
         };
         counters.classes[usize::from(self.status / 100).min(5)].add(1);
         counters.duration.observe(duration);
-        if !self.upstream.is_zero() {
-            counters.upstream.observe(self.upstream);
+        if let Some(time) = self.in_gateway {
+            counters.gateway.observe(time);
+        }
+        if let Some(entered) = &self.entered {
+            let version = entered.endpoint().stats.of(worker.index, worker.shared.workers.len());
+            version.classes[usize::from(self.status / 100).min(5)].add(1);
+            if !self.upstream.is_zero() {
+                version.upstream.observe(self.upstream);
+            }
         }
         if let Some(fields) = self.log.take() {
             self.write_line(&fields, duration);

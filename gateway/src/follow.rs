@@ -114,8 +114,10 @@ impl Follower {
             true => self.shared.clock.millis(Instant::now()),
             false => 0,
         };
-        let new = Arc::new(Endpoint::new(key.clone(), endpoint.0, since));
-        if let Some(old) = self.entry(&key.app).endpoints.insert(place, new) {
+        let entry = self.entry(&key.app);
+        let stats = entry.shared.version(&key.version);
+        let new = Arc::new(Endpoint::new(key.clone(), endpoint.0, since, stats));
+        if let Some(old) = entry.endpoints.insert(place, new) {
             self.leaving.push(old);
         }
     }

@@ -26,6 +26,7 @@ use crate::pool::Sender;
 use crate::retry::{self, Copy};
 use crate::route::{self, Target};
 use crate::table::App;
+use crate::trace;
 use crate::upgrade::Tunnel;
 use crate::upstream::{self, Call, How, Outcome, Sent};
 use crate::websocket;
@@ -119,6 +120,7 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
             uri: parts.uri.clone(),
             host: seen.host.cloned(),
             request_id: made_id.clone().or_else(|| given_id.cloned()),
+            traceparent: None,
         }));
     }
     if exchange.http2 && parts.headers.len() > shared.config.max_head_fields {
@@ -207,6 +209,9 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     if absolute {
         parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
     }
+    if let Some(log) = &mut flight.log {
+        log.traceparent = trace::parent(&mut parts.headers, log.request_id.as_ref());
+    }
     let copy = Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare());
     rules.apply(&mut parts.headers, &exchange.client);
     if has_body {
@@ -292,6 +297,10 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         }
         flight.attempts += 1;
         flight.hold(entered);
+        flight.connect.set(Duration::ZERO);
+        if worker.sampled() {
+            flight.in_gateway = Some(flight.started.elapsed());
+        }
         if next.is_none() {
             let Some(body) = body_of(flight) else {
                 break Err(failure);
@@ -311,7 +320,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         let Outcome { sent, kept, sender } = upstream::once(flight, call).await;
         let again = match sent {
             Sent::Answer => {
-                flight.upstream = now.elapsed();
+                flight.upstream = now.elapsed().saturating_sub(flight.connect.get());
                 let mut accepted = accept(flight, answer.take(), sender, &rules);
                 if let Some(plan) = &app.plan {
                     outcome::answered(flight, &app, plan, &ask, &mut accepted);
@@ -350,7 +359,7 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         // an answer counts as a failed connect, except on a kept connection, which may just have been too old. Then the
         // same endpoint may be tried once more, on a new one.
         now = Instant::now();
-        failed(flight, &worker, &mut tried, kept, failure, now);
+        failed(flight, &worker, &app, &mut tried, kept, failure, now);
         free = kept;
         only_new |= free;
     };
@@ -379,7 +388,15 @@ fn may_go_on(flight: &Flight, worker: &Worker, app: &App, now: Instant) -> bool 
 }
 
 /// Notes a failure at the endpoint that the request is at. `kept`: on a kept connection, which says nothing about the endpoint.
-fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, reason: Reason, now: Instant) {
+fn failed(
+    flight: &mut Flight,
+    worker: &Worker,
+    app: &App,
+    tried: &mut Tried,
+    kept: bool,
+    reason: Reason,
+    now: Instant,
+) {
     if let Some(entered) = flight.entered() {
         let endpoint = entered.endpoint();
         tried.add(endpoint.id, kept);
@@ -391,6 +408,7 @@ fn failed(flight: &mut Flight, worker: &Worker, tried: &mut Tried, kept: bool, r
             let time = endpoint.failed(worker.shared.clock, now);
             if endpoint.failures() != before {
                 worker.stats().ejections.add(1);
+                app.shared.stats().of(worker.index).ejections.add(1);
                 tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
                     for_ms = time.as_millis() as u64, "endpoint left out after a failure");
             }

@@ -49,6 +49,7 @@ mod shared;
 mod snapshot_file;
 mod succession;
 mod table;
+mod trace;
 mod upgrade;
 mod upstream;
 mod websocket;

@@ -2,6 +2,7 @@
 //! bounded: apps come from the registry, everything else is an enumeration. Hosts that clients make up count under `app=""`.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -54,15 +55,61 @@ impl Histogram {
     }
 }
 
+/// Names of the classes of statuses, by their first digit; 0 is a request whose client left before an answer.
+const CLASSES: [&str; 6] = ["aborted", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// Counters of one app in one worker.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 pub(crate) struct AppStripe {
-    /// By first digit of the status; 0 for requests whose client left before an answer.
+    /// See [`CLASSES`].
     pub(crate) classes: [Counter; 6],
     pub(crate) duration: Histogram,
-    pub(crate) upstream: Histogram,
+    /// Before an endpoint was asked; of one request in [`SAMPLED`].
+    pub(crate) gateway: Histogram,
+    /// New connections only.
+    pub(crate) connect: Histogram,
     pub(crate) retries: Counter,
+    pub(crate) ejections: Counter,
+}
+
+/// The time in the gateway is taken for one request in so many: reading the clock once more costs every request something.
+pub(crate) const SAMPLED: u64 = 16;
+
+/// Counters of one version of an app in one worker.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub(crate) struct VersionStripe {
+    /// Requests that one of its endpoints has answered, or was at last at.
+    pub(crate) classes: [Counter; 6],
+    /// From the request sent to the head of its answer.
+    pub(crate) upstream: Histogram,
+}
+
+/// Counters of one version of an app; its endpoints lead to them. Made at the first request.
+#[derive(Debug, Default)]
+pub(crate) struct VersionStats(OnceLock<Box<[VersionStripe]>>);
+
+impl VersionStats {
+    /// The counters of one of `workers` workers.
+    #[inline]
+    pub(crate) fn of(&self, worker: usize, workers: usize) -> &VersionStripe {
+        &self
+            .0
+            .get_or_init(|| (0..workers.max(1)).map(|_| VersionStripe::default()).collect())[worker]
+    }
+
+    fn sum(&self, counter: impl Fn(&VersionStripe) -> &Counter) -> u64 {
+        self.0.get().map_or(0, |all| all.iter().map(|s| counter(s).get()).sum())
+    }
+}
+
+/// What the page says of one app; ids and versions need no escaping.
+pub(crate) struct AppLines<'a> {
+    pub(crate) app: &'a str,
+    pub(crate) stats: &'a AppStats,
+    pub(crate) in_flight: u32,
+    pub(crate) versions: Vec<(model::Version, std::sync::Arc<VersionStats>)>,
 }
 
 /// Counters of one app.
@@ -275,48 +322,81 @@ impl Page {
         }
     }
 
-    /// `apps` as (id, counters, in flight); ids need no escaping.
-    pub(crate) fn apps(&mut self, apps: &[(&str, &AppStats, u32)]) {
+    pub(crate) fn apps(&mut self, apps: &[AppLines<'_>]) {
         self.head("requests_total", "counter", "Requests by app and status class");
-        for (app, stats, _) in apps {
-            for (i, class) in ["aborted", "1xx", "2xx", "3xx", "4xx", "5xx"].iter().enumerate() {
+        for AppLines { app, stats, .. } in apps {
+            for (i, class) in CLASSES.iter().enumerate() {
                 let n = stats.sum(|s| &s.classes[i]);
                 if n > 0 {
                     self.line("requests_total", &format!("app=\"{app}\",class=\"{class}\""), n);
                 }
             }
         }
+        let help = "Requests by the version whose endpoint had them last, and status class";
+        self.head("version_requests_total", "counter", help);
+        for (app, version, stats) in versions(apps) {
+            for (i, class) in CLASSES.iter().enumerate() {
+                let n = stats.sum(|s| &s.classes[i]);
+                if n > 0 {
+                    let labels = format!("app=\"{app}\",version=\"{version}\",class=\"{class}\"");
+                    self.line("version_requests_total", &labels, n);
+                }
+            }
+        }
         self.head("requests_in_flight", "gauge", "Requests and tunnels under way");
-        for (app, _, in_flight) in apps {
+        for AppLines { app, in_flight, .. } in apps {
             self.line("requests_in_flight", &format!("app=\"{app}\""), in_flight);
         }
-        self.head(
-            "app_retries_total",
-            "counter",
-            "Requests sent to a further endpoint, by app",
-        );
-        for (app, stats, _) in apps {
-            self.line(
+        type Get = fn(&AppStripe) -> &Counter;
+        let sums: [(&str, &str, Get); 2] = [
+            (
                 "app_retries_total",
-                &format!("app=\"{app}\""),
-                stats.sum(|s| &s.retries),
-            );
+                "Requests sent to a further endpoint, by app",
+                |s| &s.retries,
+            ),
+            (
+                "app_ejections_total",
+                "Endpoints left out after failures, by app",
+                |s| &s.ejections,
+            ),
+        ];
+        for (name, help, get) in sums {
+            self.head(name, "counter", help);
+            for AppLines { app, stats, .. } in apps {
+                self.line(name, &format!("app=\"{app}\""), stats.sum(get));
+            }
         }
         let help = "Seconds from a request's head to the end of its answer";
         self.histograms("request_duration_seconds", help, apps, |s| &s.duration);
-        let help = "Seconds from the choice of the last endpoint to the head of its answer";
-        self.histograms("upstream_duration_seconds", help, apps, |s| &s.upstream);
+        let help = "Seconds from a request's head until an endpoint is asked, of one request in 16";
+        self.histograms("time_in_gateway_seconds", help, apps, |s| &s.gateway);
+        let help = "Seconds until a new connection to an endpoint is there";
+        self.histograms("connect_duration_seconds", help, apps, |s| &s.connect);
+        let name = "upstream_duration_seconds";
+        self.head(
+            name,
+            "histogram",
+            "Seconds from the request sent to an endpoint to the head of its answer",
+        );
+        for (app, version, stats) in versions(apps) {
+            let labels = format!("app=\"{app}\",version=\"{version}\"");
+            let sum = stats.sum(|s| &s.upstream.sum_us);
+            self.histogram(name, &labels, |i| stats.sum(|s| &s.upstream.counts[i]), sum);
+        }
     }
 
-    fn histograms(
-        &mut self,
-        name: &str,
-        help: &str,
-        apps: &[(&str, &AppStats, u32)],
-        of: fn(&AppStripe) -> &Histogram,
-    ) {
+    /// Endpoints by app, version and state.
+    pub(crate) fn endpoints<'a>(&mut self, counts: impl Iterator<Item = ((&'a str, &'a str, &'static str), usize)>) {
+        self.head("app_endpoints", "gauge", "Endpoints by app, version and state");
+        for ((app, version, state), n) in counts {
+            let labels = format!("app=\"{app}\",version=\"{version}\",state=\"{state}\"");
+            self.line("app_endpoints", &labels, n);
+        }
+    }
+
+    fn histograms(&mut self, name: &str, help: &str, apps: &[AppLines<'_>], of: fn(&AppStripe) -> &Histogram) {
         self.head(name, "histogram", help);
-        for (app, stats, _) in apps {
+        for AppLines { app, stats, .. } in apps {
             let count = |i: usize| stats.sum(|s| &of(s).counts[i]);
             let sum = stats.sum(|s| &of(s).sum_us);
             self.histogram(name, &format!("app=\"{app}\""), count, sum);
@@ -348,6 +428,14 @@ impl Page {
     }
 }
 
+/// Versions of which there was a request, with their apps.
+fn versions<'a>(apps: &'a [AppLines<'a>]) -> impl Iterator<Item = (&'a str, &'a model::Version, &'a VersionStats)> {
+    let all = apps
+        .iter()
+        .flat_map(|a| a.versions.iter().map(|(v, s)| (a.app, v, &**s)));
+    all.filter(|(_, _, stats)| stats.0.get().is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -360,11 +448,24 @@ mod tests {
         stats.of(1).duration.observe(Duration::from_secs(60));
         stats.of(1).classes[2].add(3);
         let mut page = Page::default();
-        page.apps(&[("hello", &stats, 1)]);
+        let version = VersionStats::default();
+        version.of(1, 2).classes[5].add(2);
+        version.of(0, 2).upstream.observe(Duration::from_millis(3));
+        page.apps(&[AppLines {
+            app: "hello",
+            stats: &stats,
+            in_flight: 1,
+            versions: vec![
+                ("1".parse().expect("version"), std::sync::Arc::new(version)),
+                ("2".parse().expect("version"), std::sync::Arc::default()),
+            ],
+        }]);
         let text = page.text();
         for line in [
             "caas_gateway_requests_total{app=\"hello\",class=\"2xx\"} 3",
             "caas_gateway_requests_in_flight{app=\"hello\"} 1",
+            "caas_gateway_version_requests_total{app=\"hello\",version=\"1\",class=\"5xx\"} 2",
+            "caas_gateway_upstream_duration_seconds_count{app=\"hello\",version=\"1\"} 1",
             "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"0.0005\"} 1",
             "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"0.005\"} 2",
             "caas_gateway_request_duration_seconds_bucket{app=\"hello\",le=\"10\"} 2",
@@ -373,6 +474,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
         }
+        assert!(!text.contains("version=\"2\""), "nothing went there");
         assert_eq!(stats.requests(), 3);
     }
 }

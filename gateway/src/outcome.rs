@@ -18,6 +18,7 @@ pub(crate) fn no_answer(flight: &Flight, worker: &Worker, app: &App, reason: Rea
     endpoint.note(reason.as_str(), clock, now);
     if let Some(time) = endpoint.gave_no_answer(clock, now, || app.may_eject(clock, now)) {
         worker.stats().ejections.add(1);
+        app.shared.stats().of(worker.index).ejections.add(1);
         tracing::warn!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
             for_ms = time.as_millis() as u64, reason = reason.as_str(), "endpoint left out after requests without an answer");
     }

@@ -1,19 +1,19 @@
 //! The route table: an immutable picture of all apps that requests read without locks. Only the follower makes tables;
 //! a change copies one shard, whatever the number of apps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ahash::RandomState;
-use model::{AppConfig, AppId};
+use model::{AppConfig, AppId, Version};
 
 use crate::balance::Plan;
 use crate::config::Config;
 use crate::eject::{Clock, Endpoint, State};
 use crate::limit::{Limiter, Networks, RetryBudget};
-use crate::metrics::AppStats;
+use crate::metrics::{AppStats, VersionStats};
 
 /// What stays of an app while its configuration and endpoints come and go.
 #[derive(Debug)]
@@ -26,8 +26,13 @@ pub(crate) struct AppShared {
     pub(crate) turn: AtomicU32,
     /// Counters, made at the first request.
     stats: OnceLock<AppStats>,
+    /// Counters by version.
+    versions: Mutex<BTreeMap<Version, Arc<VersionStats>>>,
     workers: usize,
 }
+
+/// Versions without endpoints whose counters are kept per app.
+const PAST_VERSIONS: usize = 10;
 
 impl AppShared {
     pub(crate) fn new(id: AppId, workers: usize) -> Self {
@@ -37,12 +42,34 @@ impl AppShared {
             budget: RetryBudget::default(),
             turn: AtomicU32::new(rand::random()),
             stats: OnceLock::new(),
+            versions: Mutex::default(),
             workers,
         }
     }
 
     pub(crate) fn stats(&self) -> &AppStats {
         self.stats.get_or_init(|| AppStats::new(self.workers))
+    }
+
+    /// The counters of a version. Those of a few past versions are kept, the rest are forgotten.
+    pub(crate) fn version(&self, version: &Version) -> Arc<VersionStats> {
+        let mut versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = versions.get(version) {
+            return Arc::clone(known);
+        }
+        let mut past = versions.values().filter(|s| Arc::strong_count(s) == 1).count();
+        versions.retain(|_, stats| {
+            let forget = past >= PAST_VERSIONS && Arc::strong_count(stats) == 1;
+            past -= usize::from(forget);
+            !forget
+        });
+        Arc::clone(versions.entry(version.clone()).or_default())
+    }
+
+    /// All versions' counters.
+    pub(crate) fn versions(&self) -> Vec<(Version, Arc<VersionStats>)> {
+        let versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
+        versions.iter().map(|(v, s)| (v.clone(), Arc::clone(s))).collect()
     }
 
     /// The counters if there was a request.
@@ -189,6 +216,17 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_of_past_versions_are_forgotten_at_last() {
+        let shared = AppShared::new("hello".parse().expect("id"), 1);
+        let kept = shared.version(&"0".parse().expect("version"));
+        for i in 1..100 {
+            shared.version(&format!("{i}").parse().expect("version"));
+        }
+        assert_eq!(shared.versions().len(), PAST_VERSIONS + 1);
+        assert!(Arc::ptr_eq(&kept, &shared.version(&"0".parse().expect("version"))));
+    }
 
     #[test]
     fn a_hundred_thousand_apps() {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::Instant;
 
 use http::header;
 use http::uri::{Authority, Scheme};
@@ -88,12 +88,12 @@ pub(crate) async fn once(flight: &Flight, mut call: Call<'_>) -> Outcome {
         return Outcome::of(Sent::Unsent, false);
     };
     match call.app.settings.config.protocol {
-        Protocol::H2c => http2(entered.endpoint(), &mut call).await,
-        Protocol::Http | Protocol::Tcp => http1(entered.endpoint(), &mut call).await,
+        Protocol::H2c => http2(flight, entered.endpoint(), &mut call).await,
+        Protocol::Http | Protocol::Tcp => http1(flight, entered.endpoint(), &mut call).await,
     }
 }
 
-async fn http1(endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
+async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
     let worker = call.worker;
     let found = if call.how.only_new {
         None
@@ -106,7 +106,7 @@ async fn http1(endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
             worker.stats().reused.add(1);
             Some(sender)
         }
-        None => connect(worker, endpoint.address, call.app.settings.connect).await,
+        None => connect(flight, endpoint.address, call.app).await,
     };
     let (Some(mut http1), Some(request)) = (found, call.request.take()) else {
         return Outcome::of(Sent::Unsent, kept);
@@ -129,7 +129,7 @@ async fn http1(endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
     }
 }
 
-async fn http2(endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
+async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
     let (worker, within) = (call.worker, call.app.settings.connect);
     let taken = worker
         .streams
@@ -137,7 +137,7 @@ async fn http2(endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
             endpoint.id,
             &worker.back2,
             within,
-            dial(worker, endpoint.address, within),
+            dial(flight, endpoint.address, call.app),
         )
         .await;
     let (Some((stream, kept)), Some(mut request)) = (taken, call.request.take()) else {
@@ -246,7 +246,8 @@ fn meaning(error: &hyper::Error) -> Sent {
 }
 
 /// A socket to `address`, or none within the time.
-async fn dial(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> Option<TcpStream> {
+async fn dial(flight: &Flight, address: SocketAddr, app: &App) -> Option<TcpStream> {
+    let (worker, within, begun) = (flight.worker(), app.settings.connect, Instant::now());
     worker.stats().connects.add(1);
     let stream = match tokio::time::timeout(within, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
@@ -255,15 +256,18 @@ async fn dial(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> Opt
             return None;
         }
     };
+    let took = begun.elapsed();
+    flight.connect.set(took);
+    app.shared.stats().of(worker.index).connect.observe(took);
     // Fails only on a dead connection, which shows soon enough.
     let _ = stream.set_nodelay(true);
     Some(stream)
 }
 
 /// A new HTTP/1.1 connection, or none within the time.
-async fn connect(worker: &Rc<Worker>, address: SocketAddr, within: Duration) -> Option<Http1> {
-    let (io, line) = LineIo::new(dial(worker, address, within).await?);
-    let (sender, connection) = worker.back.handshake(TokioIo::new(io)).await.ok()?;
+async fn connect(flight: &Flight, address: SocketAddr, app: &App) -> Option<Http1> {
+    let (io, line) = LineIo::new(dial(flight, address, app).await?);
+    let (sender, connection) = flight.worker().back.handshake(TokioIo::new(io)).await.ok()?;
     tokio::task::spawn_local(async move {
         // How it ends is heard by whoever uses it.
         let _ = connection.with_upgrades().await;

@@ -17,7 +17,7 @@ use crate::client::Client;
 use crate::config::plain;
 use crate::exchange::Limits;
 use crate::h2c;
-use crate::metrics::WorkerStats;
+use crate::metrics::{SAMPLED, WorkerStats};
 use crate::pool::{Http1, Pool, Sender};
 use crate::retry::Spare;
 use crate::shared::Shared;
@@ -176,6 +176,11 @@ impl Worker {
             *date = (second, value);
         }
         date.1.clone()
+    }
+
+    /// Whether the time in the gateway is taken for this request.
+    pub(crate) fn sampled(&self) -> bool {
+        self.shared.log.is_some() || self.count.get().is_multiple_of(SAMPLED)
     }
 
     /// A new request id: 16 hexadecimal digits that are this worker's, and 16 that count.

@@ -61,6 +61,15 @@ struct ErrorView {
     ago_s: u64,
 }
 
+pub(super) fn state(shared: &Shared, e: &Endpoint, now: Instant) -> &'static str {
+    match e.state(shared.clock, now) {
+        State::Ready => "ready",
+        State::LeftOut if e.ejected_by_operator() => "ejected",
+        State::LeftOut => "left_out",
+        State::Probe => "probing",
+    }
+}
+
 pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'a> {
     let clock = shared.clock;
     let now_ms = clock.millis(now);
@@ -69,12 +78,7 @@ pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'
         version: e.key.version.as_str(),
         container: e.key.container.as_str(),
         address: e.address.to_string(),
-        state: match e.state(clock, now) {
-            State::Ready => "ready",
-            State::LeftOut if e.ejected_by_operator() => "ejected",
-            State::LeftOut => "left_out",
-            State::Probe => "probing",
-        },
+        state: state(shared, e, now),
         left_out_ms: e.left_out_ms(clock, now),
         failures: e.failures(),
         in_flight: e.in_flight(),

@@ -17,7 +17,12 @@ fn app_since(config: AppConfig, endpoints: &[(&str, u64)]) -> App {
         .enumerate()
         .map(|(i, (version, since))| {
             let address = format!("127.0.0.1:{}", 2_000 + i).parse().expect("address");
-            Arc::new(Endpoint::new(key("hello", version, &format!("c{i}")), address, *since))
+            Arc::new(Endpoint::new(
+                key("hello", version, &format!("c{i}")),
+                address,
+                *since,
+                Arc::default(),
+            ))
         })
         .collect();
     App::new(

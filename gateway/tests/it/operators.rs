@@ -178,3 +178,46 @@ async fn explanations_name_the_rule_and_who_could_answer() {
     assert_eq!(gateway.admin("/explain").await.status, 400);
     assert_eq!(old.count() + new.count(), 1, "explaining sends nothing");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sums_of_the_counters_are_the_requests_sent() {
+    let (old, new, dead) = (
+        Recorder::start("old").await,
+        Recorder::start("new").await,
+        refusing().await,
+    );
+    let entries = [
+        ("hello", "1", "a", old.at),
+        ("hello", "2", "b", new.at),
+        ("hello", "2", "c", dead),
+        ("other", "1", "d", dead),
+    ];
+    let gateway = Gateway::with(config(), &entries, &[]).await;
+    for i in 0..30 {
+        let host = [
+            "hello.localhost",
+            "1--hello.localhost",
+            "other.localhost",
+            "nobody.localhost",
+        ][i % 4];
+        gateway.get(host, "/").await;
+    }
+    let page = gateway.admin("/metrics").await.body;
+    let sum = |name: &str, with: &str| -> f64 {
+        page.lines()
+            .filter(|l| l.starts_with(&format!("caas_gateway_{name}{{")) && l.contains(with))
+            .filter_map(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    };
+    assert_eq!(sum("requests_total", ""), 30.0, "{page}");
+    assert_eq!(sum("responses_total", ""), 30.0);
+    assert_eq!(sum("requests_total", "app=\"hello\""), 16.0);
+    assert_eq!(sum("version_requests_total", "app=\"hello\""), 16.0, "{page}");
+    let answered = (old.count() + new.count()) as f64;
+    assert_eq!(sum("upstream_duration_seconds_count", ""), answered);
+    assert_eq!(sum("own_answers_total", ""), 14.0);
+    assert_eq!(sum("request_duration_seconds_count", ""), 30.0);
+    assert_eq!(sum("app_ejections_total", ""), 2.0);
+    assert_eq!(sum("app_endpoints", "app=\"hello\""), 3.0);
+    assert_eq!(sum("app_endpoints", "state=\"left_out\""), 2.0, "{page}");
+}

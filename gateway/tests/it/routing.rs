@@ -264,6 +264,12 @@ async fn every_request_is_logged_once() {
         assert_eq!(line["endpoint"], app.at.to_string());
         assert_eq!(line["bytes_out"], 3);
         assert_eq!(line["container"], "c0");
+        let trace = line["traceparent"].as_str().unwrap();
+        assert_eq!(&trace[3..35], line["request_id"].as_str().unwrap());
+        assert!(
+            line["upstream_us"].as_u64().unwrap() > 0 && line["gateway_us"].as_u64().is_some(),
+            "{line}"
+        );
     }
     assert!(
         ours.iter().any(|l| l["attempts"] == 2),
