@@ -70,7 +70,7 @@ pub struct Config {
     pub retry_time_ms: u64,
     /// Seconds that an unused upstream connection is kept; shorter than apps keep theirs. 1-3,600, default 30.
     pub pool_idle_s: u64,
-    /// Most unused upstream connections kept per endpoint and worker. 1-10,000, default 64.
+    /// Most unused upstream connections kept per endpoint and worker. 1-10,000, default 256: a client may have as many requests at once on an HTTP/2 connection.
     pub pool_per_endpoint: usize,
     /// Milliseconds after which an idle client connection gives its buffers back; 0: never. Default 2,000.
     pub park_after_ms: u64,
@@ -129,7 +129,7 @@ impl Default for Config {
             tunnel_idle_timeout_s: 3_600,
             retry_time_ms: 5_000,
             pool_idle_s: 30,
-            pool_per_endpoint: 64,
+            pool_per_endpoint: 256,
             park_after_ms: 2_000,
             buffer_bytes: 128 * 1024,
             hold_s: 30,
