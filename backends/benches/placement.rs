@@ -169,6 +169,7 @@ async fn deploy(store: &dyn Store, id: AppId) -> Arc<App> {
             generation: Generation::FIRST,
         },
         event: NewEvent::new(EventKind::App, "bench", "deploy").about_app(&id),
+        tcp_ports: model::ports::GATEWAY_TCP,
         idempotency: None,
     };
     match store.intent_commit(&intent, now).await.expect("an answer") {

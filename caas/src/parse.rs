@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use model::config::Protocol;
+use serde::Deserialize as _;
+
 /// `512M`, `512MiB`, `1.5G`, `2GiB` or a bare number of MiB, as whole MiB. M and G are powers of 1024, as with Docker.
 pub(crate) fn memory_mib(text: &str) -> Result<u32, String> {
     let wrong = || format!("{text:?} is not a memory size: write 512M, 512MiB, 2G or a number of MiB");
@@ -102,6 +105,12 @@ pub(crate) fn health(text: &str) -> Result<Health, String> {
             "{text:?} must be a path such as /_ping, or tcp, heartbeat, none"
         )),
     }
+}
+
+/// What an app speaks, such as `tcp`.
+pub(crate) fn protocol(text: &str) -> Result<Protocol, String> {
+    let known = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    Protocol::deserialize(known).map_err(|_| format!("{text:?} must be http, h2c or tcp"))
 }
 
 #[cfg(test)]

@@ -65,7 +65,8 @@ use model::registry::RegistryReader;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, PortRange};
+pub use config::Config;
+pub use model::PortRange;
 pub use succession::Succession;
 
 use shared::Shared;

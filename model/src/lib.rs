@@ -18,6 +18,7 @@ pub mod host;
 pub mod id;
 pub mod instance;
 pub mod operation;
+pub mod ports;
 pub mod registry;
 pub mod spec;
 pub mod store;
@@ -32,6 +33,7 @@ pub use id::{
 };
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
 pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
+pub use ports::PortRange;
 pub use registry::Endpoint;
 pub use spec::{HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};
 pub use time::Timestamp;

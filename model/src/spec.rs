@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Protocol;
 use crate::{AppId, Version};
 
 /// One field that can't be accepted: where it is (JSON pointer) and why.
@@ -83,7 +84,7 @@ impl Default for ReleaseSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HealthCheck {
-    /// What is tried.
+    /// What is tried. Default `http`; of an app with protocol TCP `tcp`, unless `path` is another than the default.
     pub kind: ProbeKind,
     /// Path of the HTTP probe. Default `/_ping`.
     pub path: String,
@@ -113,6 +114,18 @@ impl Default for HealthCheck {
             grace_s: 60,
             heartbeat_timeout_s: 15,
         }
+    }
+}
+
+impl HealthCheck {
+    /// What is tried of an app that speaks `protocol`: one that speaks TCP has no `/_ping`, so where nothing else was said a
+    /// connection is proof enough.
+    pub fn suited_to(&self, protocol: Protocol) -> Self {
+        let mut suited = self.clone();
+        if protocol == Protocol::Tcp && self.kind == ProbeKind::Http && self.path == Self::default().path {
+            suited.kind = ProbeKind::Tcp;
+        }
+        suited
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     App, AppId, Event, Generation, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, InvalidTransition,
-    NewEvent, Operation, OperationId, PlatformId, Release, Timestamp,
+    NewEvent, Operation, OperationId, PlatformId, PortRange, Release, Timestamp,
 };
 
 /// Why the store could not answer.
@@ -159,6 +159,8 @@ pub struct Intent {
     pub operation: Operation,
     /// The audit's entry.
     pub event: NewEvent,
+    /// Where the store chooses the app's port at the gateways when it speaks TCP and has none yet.
+    pub tcp_ports: PortRange,
     /// The caller's `Idempotency-Key` with a hash of the request, if given.
     pub idempotency: Option<IdempotencyKey>,
 }
@@ -196,6 +198,15 @@ pub enum IntentOutcome {
         /// Whose it is.
         owner: AppId,
     },
+    /// The port at the gateways that the app asks for is another app's.
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Whose it is.
+        by: AppId,
+    },
+    /// Every port of [`Intent::tcp_ports`] is taken or rests.
+    NoPort,
 }
 
 /// How an `Idempotency-Key` was used before.
@@ -377,7 +388,9 @@ pub trait Store: InstanceStore {
     /// One app.
     async fn app_fetch(&self, id: &AppId) -> Result<Option<App>, StoreError>;
 
-    /// Commits a change of what is wanted, in one transaction.
+    /// Commits a change of what is wanted, in one transaction. An app with protocol TCP has a port at the gateways from then on,
+    /// written in its configuration: the one it asks for, the one it has, or one of [`Intent::tcp_ports`]. It keeps the port until it
+    /// speaks something else or is deleted; then the port rests until `now` + [`PORT_REST`], unless it is asked for by number.
     async fn intent_commit(&self, intent: &Intent, now: Timestamp) -> Result<IntentOutcome, StoreError>;
 
     /// Notes that `release` of `app` is fully routed: the release to which a later failed deploy returns.

@@ -226,6 +226,7 @@ async fn deployed(store: &dyn Store, id: &AppId, now: Timestamp) -> Generation {
         release: Some(release),
         operation,
         event,
+        tcp_ports: model::ports::GATEWAY_TCP,
         idempotency: None,
     };
     match store.intent_commit(&intent, now).await.expect("commits") {

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::config::Protocol;
 use model::registry::{EntryKey, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot};
 use model::store::{InstanceFilter, Outcome, Revision, StoreError};
 use model::{App, AppId, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release, Timestamp};
@@ -207,7 +208,7 @@ impl<'a> Sync<'a> {
 
         let published = self.publish(&instances, &apps, &hosts).await;
         // Health is watched with or without the registry.
-        let targets = self.targets(&instances, &hosts, &births);
+        let targets = self.targets(&instances, &apps, &hosts, &births);
         self.watchers.set(targets);
         self.await_gateways(&instances, &hosts, &births);
         self.last_pass = begun.elapsed();
@@ -296,9 +297,11 @@ impl<'a> Sync<'a> {
     fn targets(
         &self,
         instances: &[Instance],
+        apps: &[App],
         hosts: &HashMap<HostName, IpAddr>,
         births: &Births<'_>,
     ) -> HashMap<InstanceId, Target> {
+        let protocols: HashMap<&AppId, Protocol> = apps.iter().map(|app| (&app.id, app.config.protocol)).collect();
         let mut targets = HashMap::new();
         for instance in instances.iter().filter(|i| is_watched(i.state)) {
             let Some(release) = self.release_of(instance, births) else {
@@ -307,6 +310,7 @@ impl<'a> Sync<'a> {
             let Some(address) = hosts.get(&instance.host) else {
                 continue;
             };
+            let protocol = protocols.get(&instance.app).copied().unwrap_or_default();
             let withdrawn = match (&self.published, plan::entry(instance, hosts)) {
                 (Some(published), Some((key, _))) => !published.snapshot.endpoints.contains_key(&key),
                 _ => false,
@@ -314,7 +318,7 @@ impl<'a> Sync<'a> {
             let target = Target {
                 instance: instance.clone(),
                 address: SocketAddr::new(*address, instance.port),
-                check: release.spec.health.clone(),
+                check: release.spec.health.suited_to(protocol),
                 on_failure: release.spec.on_failure,
                 withdrawn,
             };

@@ -135,6 +135,7 @@ impl Bed {
             }),
             operation,
             event: NewEvent::new(EventKind::App, "test", "deployed"),
+            tcp_ports: model::ports::GATEWAY_TCP,
             idempotency: None,
         };
         match self.store.intent_commit(&intent, now).await.expect("commits") {

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::PortRange;
 use model::engine::EngineOpener;
 use model::store::{Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct Config {
     pub allow_fake_engines: bool,
     /// First and last host port that a new host leases to instances, when it names none. Default 20000-29999.
     pub port_range: (u16, u16),
+    /// Ports at the gateways that are given to apps with protocol TCP; no gateway opens one outside its own `tcp_ports`.
+    /// Default 15000-15999.
+    pub gateway_tcp_ports: PortRange,
     /// How an app is reached, with `{app}` in place of its id, such as `http://{app}.localhost:8080/`; shown as `url`.
     pub app_url: Option<String>,
     /// The loops that make the fleet what the store says.
@@ -57,6 +61,7 @@ impl Default for Config {
             admin_token_file: None,
             allow_fake_engines: false,
             port_range: (20_000, 29_999),
+            gateway_tcp_ports: model::ports::GATEWAY_TCP,
             app_url: None,
             converge: ConvergeConfig::default(),
         }

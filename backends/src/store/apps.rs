@@ -7,6 +7,7 @@ use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, K
 use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, Release, Timestamp};
 
 use super::database::{Fault, Value, values};
+use super::gateway_ports;
 use super::rows::{self, UsedKey, json, operation_insert, placeholders, runs};
 use super::transaction::{End, Transactions, Tx};
 
@@ -65,13 +66,16 @@ pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -
                 restart_before: restart_before(tx, &intent.app, before.as_ref()).await?,
                 ..intent.app.clone()
             };
-            let app = match write_app(tx, &wanted, intent, now).await? {
+            let mut app = match write_app(tx, &wanted, intent, now).await? {
                 Outcome::Updated(app) => app,
                 Outcome::Conflict(app) => return Ok(End::Abandon(IntentOutcome::Conflict(app))),
                 Outcome::NotFound => return Ok(End::Abandon(IntentOutcome::NotFound)),
             };
             if let Some(taken) = take_domains(tx, &app, before.as_ref()).await? {
                 return Ok(End::Abandon(taken));
+            }
+            if let Some(answer) = gateway_ports::settle(tx, &mut app, intent, now).await? {
+                return Ok(End::Abandon(answer));
             }
             if let Some(release) = &intent.release {
                 insert_release(tx, release).await?;
@@ -390,6 +394,7 @@ pub(super) async fn delete(at: &Transactions, id: &AppId, now: Timestamp) -> Res
             if app.status != model::AppStatus::Removing || tx.number(held, &values![id]).await? != Some(0) {
                 return Ok(End::Abandon(false));
             }
+            gateway_ports::release(tx, id, now).await?;
             for sql in [
                 "DELETE FROM instances WHERE app = ?",
                 "DELETE FROM releases WHERE app = ?",

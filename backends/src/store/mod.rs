@@ -7,6 +7,7 @@
 mod admin;
 mod apps;
 mod database;
+mod gateway_ports;
 mod hosts;
 mod instances;
 mod mysql;

@@ -333,6 +333,23 @@ impl Stored for HostPort {
     }
 }
 
+/// A port at the gateways.
+pub(super) struct GatewayPort {
+    pub(super) port: u16,
+    pub(super) app: Option<AppId>,
+}
+
+impl Stored for GatewayPort {
+    const COLUMNS: &'static str = "port, app";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            port: c.int()?,
+            app: c.id_or_null()?,
+        })
+    }
+}
+
 /// A used `Idempotency-Key`.
 pub(super) struct UsedKey {
     pub(super) request_hash: String,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use model::config::Protocol;
 use model::{App, AppId, Instance, InstanceId, Operation, Release, Timestamp, Version};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -45,12 +46,12 @@ struct AppSummary {
 impl AppDetail {
     /// Every address at which it can be reached.
     pub(crate) fn addresses(&self) -> Vec<String> {
-        let domains = self.app.config.domains.iter();
-        self.url
-            .iter()
-            .cloned()
-            .chain(domains.map(|d| format!("http://{d}/")))
-            .collect()
+        let config = &self.app.config;
+        let domains = config.domains.iter().map(|d| match config.protocol {
+            Protocol::Tcp => format!("tcp://{d}:{}", config.tcp.port),
+            Protocol::Http | Protocol::H2c => format!("http://{d}/"),
+        });
+        self.url.iter().cloned().chain(domains).collect()
     }
 
     /// `2 of 2 instances`: routed and wanted. Those on their way out still get requests, but are no longer meant.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use model::config::Protocol;
 use model::spec::parse_app_version;
 use model::{AppConfig, AppId, ReleaseSpec, Version};
 use serde::Deserialize;
@@ -53,6 +54,12 @@ pub(crate) struct DeployArgs {
     /// Custom domain beside {app}.{gateway-domain}; all of them are given anew (repeatable)
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
+    /// What the app speaks: http, h2c (gRPC) or tcp [default at first: http]
+    #[arg(long, value_name = "PROTOCOL", value_parser = parse::protocol)]
+    protocol: Option<Protocol>,
+    /// Port at the gateways that leads to the app, with protocol tcp; else one is chosen
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    tcp_port: Option<u16>,
     /// Only hosts with this label; all of them are given anew (repeatable)
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::key_value)]
     label: Vec<(String, String)>,
@@ -229,6 +236,16 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
     if !args.domain.is_empty() {
         config.insert("domains".into(), json!(args.domain));
     }
+    // Who names the port says what is spoken there.
+    if let Some(protocol) = args.protocol.or(args.tcp_port.map(|_| Protocol::Tcp)) {
+        config.insert("protocol".into(), json!(protocol));
+    }
+    if let Some(port) = args.tcp_port {
+        let tcp = config.entry("tcp").or_insert_with(|| json!({}));
+        if let Value::Object(tcp) = tcp {
+            tcp.insert("port".into(), json!(port));
+        }
+    }
     let env = env_changes(args, &mut spec);
     let mut body = json!({ "version": version });
     if let Some(image) = args.image.clone().or(file.image) {
@@ -299,6 +316,27 @@ mod tests {
             target: Some(app_version("hello:1").expect("valid")),
             ..DeployArgs::default()
         }
+    }
+
+    #[test]
+    fn a_port_at_the_gateways_means_tcp() {
+        let args = DeployArgs {
+            tcp_port: Some(15_432),
+            ..hello()
+        };
+        let file = parse_file("[config.tcp]\nproxy_protocol = \"v2\"").expect("sound");
+        assert_eq!(
+            request(&args, Some(file)).expect("sound").body["config"],
+            json!({"protocol": "tcp", "tcp": {"port": 15_432, "proxy_protocol": "v2"}})
+        );
+        let args = DeployArgs {
+            protocol: Some(Protocol::H2c),
+            ..hello()
+        };
+        assert_eq!(
+            request(&args, None).expect("sound").body["config"],
+            json!({"protocol": "h2c"})
+        );
     }
 
     #[test]

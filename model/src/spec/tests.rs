@@ -91,3 +91,15 @@ fn unknown_fields_of_a_spec_are_refused_and_of_a_config_ignored() {
     assert!(serde_json::from_str::<ReleaseSpec>(r#"{"privileged":true}"#).is_err());
     assert!(serde_json::from_str::<AppConfig>(r#"{"from_the_future":1}"#).is_ok());
 }
+
+#[test]
+fn a_tcp_app_is_connected_to_unless_another_path_is_named() {
+    let default = HealthCheck::default();
+    assert_eq!(default.suited_to(Protocol::Tcp).kind, ProbeKind::Tcp);
+    assert_eq!(default.suited_to(Protocol::Http), default);
+    let own = HealthCheck {
+        path: "/healthy".into(),
+        ..default
+    };
+    assert_eq!(own.suited_to(Protocol::Tcp), own);
+}

@@ -53,7 +53,7 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri, Query(page): Query<Pa
             version,
             live: own().filter(|i| i.state.is_live()).count(),
             routed: own().filter(|i| i.routed_at.is_some()).count(),
-            url: api.url_of(&app.id),
+            url: api.url_of(&app),
             app,
         });
     }
@@ -88,7 +88,7 @@ pub(super) async fn info(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Re
         next_try_at: next_try(&app, operation.as_ref(), &history, Timestamp::now()),
         instances: history.into_iter().filter(|i| i.released_at.is_none()).collect(),
         operation,
-        url: api.url_of(&id),
+        url: api.url_of(&app),
         app,
     };
     Ok(answer::tagged(info.app.generation, info))
@@ -138,6 +138,8 @@ pub(super) async fn configure(State(api): State<Api>, Id(id): Id<AppId>, call: C
     let config = merge::app_config(&AppConfig::default(), Some(&given), "")?;
     ApiError::bad_fields("", &config.check())?;
     deploy::domains_are_free(&api, &id, &config, "").await?;
+    let current = api.store.app_fetch(&id).await?;
+    deploy::port_is_in_range(&api, current.as_ref(), &config, "")?;
     commit::change(&api, &call, &id, &Change::Configure(Box::new(config))).await
 }
 

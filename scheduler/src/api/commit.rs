@@ -134,6 +134,7 @@ pub(super) async fn commit(
         release: draft.release,
         operation: draft.operation,
         event,
+        tcp_ports: api.gateway_tcp_ports,
         idempotency: call.idempotency.clone(),
     };
     match api.store.intent_commit(&intent, now).await? {
@@ -146,6 +147,19 @@ pub(super) async fn commit(
         IntentOutcome::DomainTaken { domain, owner } => Err(domain_taken(&domain, &owner)),
         // With If-Match the next look answers 412.
         IntentOutcome::Conflict(_) | IntentOutcome::NotFound => Ok(None),
+        IntentOutcome::PortTaken { port, by } => Err(ApiError::new(
+            Code::Conflict,
+            format!("port {port} at the gateways belongs to app {by}: choose another, or none and one is chosen"),
+        )
+        .at("/config/tcp/port")),
+        IntentOutcome::NoPort => Err(ApiError::new(
+            Code::Conflict,
+            format!(
+                "every port of {} at the gateways is taken or rests for ten minutes: remove an app, or widen \
+                 scheduler.gateway_tcp_ports and gateway.tcp_ports",
+                api.gateway_tcp_ports
+            ),
+        )),
     }
 }
 

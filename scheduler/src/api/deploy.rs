@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use axum::extract::State;
 use axum::response::Response;
 use model::spec::ProbeKind;
-use model::{AppConfig, AppId, AppStatus, ReleaseSpec, Timestamp, Version};
+use model::{App, AppConfig, AppId, AppStatus, ReleaseSpec, Timestamp, Version};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -140,7 +140,21 @@ async fn wanted(
     let config = merge::app_config(&config, request.config.as_ref(), "/config")?;
     ApiError::bad_fields("/config", &config.check())?;
     domains_are_free(api, id, &config, "/config").await?;
+    port_is_in_range(api, look.app.as_ref(), &config, "/config")?;
     Ok((spec, config))
+}
+
+/// Refuses a wished port at the gateways that they would never open; the one that the app has it may keep.
+pub(super) fn port_is_in_range(api: &Api, app: Option<&App>, config: &AppConfig, root: &str) -> Result<(), ApiError> {
+    let (port, range) = (config.tcp.port, api.gateway_tcp_ports);
+    if port == 0 || range.contains(port) || app.is_some_and(|app| app.config.tcp.port == port) {
+        return Ok(());
+    }
+    Err(ApiError::new(
+        Code::InvalidSpec,
+        format!("port {port} is none of the gateways' ports {range} (scheduler.gateway_tcp_ports)"),
+    )
+    .at(format!("{root}/tcp/port")))
 }
 
 /// Refuses domains that another app has, naming the field; the commit has the last word.

@@ -1,6 +1,7 @@
 //! Merging: the fields that a request gives over the ones that were, with every bad field named by its JSON pointer.
 //! It never accepts a field that the model does not know.
 
+use model::config::{Protocol, Tcp};
 use model::{AppConfig, ReleaseSpec, SpecError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,13 +18,18 @@ pub(super) fn release_spec(
     merge(previous, given, &["health", "placement", "update"], "/spec")
 }
 
-/// The same for an app's configuration (`limits` and `timeouts` by field); `root` is where it stands in the request.
+/// The same for an app's configuration (`limits`, `timeouts` and `tcp` by field); `root` is where it stands in the request.
 pub(super) fn app_config(
     previous: &AppConfig,
     given: Option<&Map<String, Value>>,
     root: &str,
 ) -> Result<AppConfig, SpecError> {
-    merge(previous, given, &["limits", "timeouts"], root)
+    let mut config = merge(previous, given, &["limits", "timeouts", "tcp"], root)?;
+    // An app that speaks something else from now on has no port at the gateways any more.
+    if config.protocol != Protocol::Tcp && given.is_some_and(|given| !given.contains_key("tcp")) {
+        config.tcp = Tcp::default();
+    }
+    Ok(config)
 }
 
 fn merge<T: Clone + Serialize + DeserializeOwned>(

@@ -29,6 +29,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use model::App;
+use model::config::Protocol;
 use model::engine::EngineOpener;
 use model::store::Store;
 use tokio::sync::Semaphore;
@@ -55,6 +57,7 @@ pub(crate) struct Shared {
     default_registry: String,
     allow_fake_engines: bool,
     port_range: (u16, u16),
+    gateway_tcp_ports: model::PortRange,
     app_url: Option<String>,
     api_url: Option<String>,
     tokens: auth::TokenCache,
@@ -89,6 +92,7 @@ impl Api {
             default_registry: config.default_registry.clone(),
             allow_fake_engines: config.allow_fake_engines,
             port_range: config.port_range,
+            gateway_tcp_ports: config.gateway_tcp_ports,
             app_url: config.app_url.clone(),
             api_url: config.converge.api_url.clone(),
             tokens: auth::TokenCache::default(),
@@ -99,8 +103,17 @@ impl Api {
     }
 
     /// Where an app is reached, if that is configured.
-    fn url_of(&self, app: &model::AppId) -> Option<String> {
-        self.app_url.as_ref().map(|url| url.replace("{app}", app.as_str()))
+    fn url_of(&self, app: &App) -> Option<String> {
+        let url = self.app_url.as_ref()?.replace("{app}", app.id.as_str());
+        if app.config.protocol != Protocol::Tcp {
+            return Some(url);
+        }
+        // The same name leads to the gateways, whatever is spoken there.
+        let host = url.split("://").nth(1)?.split(['/', ':']).next()?;
+        match app.config.tcp.port {
+            0 => None,
+            port => Some(format!("tcp://{host}:{port}")),
+        }
     }
 }
 

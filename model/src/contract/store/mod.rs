@@ -8,12 +8,14 @@ mod hosts;
 mod instances;
 mod operations;
 mod placement;
+mod ports;
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ports::GATEWAY_TCP;
 use crate::store::{
     Expected, HostIntent, HostOutcome, HostWish, IdempotencyKey, Intent, IntentOutcome, Outcome, Pick, PlaceOutcome,
     Placing, Store,
@@ -50,6 +52,9 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::claims_are_held_renewed_and_lost,
         apps::a_domain_has_one_app,
         apps::a_restart_replaces_what_was_there_whatever_the_clocks_say,
+        ports::a_tcp_app_has_a_port_of_its_own,
+        ports::a_wished_port_is_honoured_or_its_holder_named,
+        ports::eight_writers_never_share_a_port,
         instances::a_life_is_kept,
         instances::moves_are_compare_and_set,
         instances::illegal_moves_are_refused,
@@ -218,6 +223,7 @@ pub fn deploy(id: &str) -> Intent {
             ..operation(&id, OperationKind::Deploy)
         },
         event: event(EventKind::App).about_app(&id),
+        tcp_ports: GATEWAY_TCP,
         idempotency: None,
     }
 }
@@ -230,6 +236,7 @@ fn change(app: &App, kind: OperationKind) -> Intent {
         release: None,
         operation: operation(&app.id, kind),
         event: event(EventKind::App).about_app(&app.id),
+        tcp_ports: GATEWAY_TCP,
         idempotency: None,
     }
 }

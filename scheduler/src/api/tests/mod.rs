@@ -5,6 +5,7 @@ mod bad_input;
 mod document;
 mod hosts;
 mod streams;
+mod tcp;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -210,6 +210,7 @@ impl World {
                 expected,
                 release,
                 operation,
+                tcp_ports: model::ports::GATEWAY_TCP,
                 idempotency: None,
             };
             match self.store.intent_commit(&intent, now).await.expect("written") {
