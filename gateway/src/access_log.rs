@@ -67,7 +67,7 @@ impl AccessLog {
     }
 
     /// Hands a line over; `false` when it was dropped.
-    pub(crate) fn send(&self, line: &Line<'_>) -> bool {
+    pub(crate) fn send(&self, line: &impl Serialize) -> bool {
         let mut text = Vec::with_capacity(512);
         if serde_json::to_writer(&mut text, line).is_err() {
             return false;

@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{AppLines, Page};
 use crate::shared::Shared;
+use crate::tcp;
 
 /// Most connections at once.
 const CONNECTIONS: usize = 64;
@@ -177,6 +178,13 @@ fn metrics(shared: &Shared) -> String {
     apps.sort_unstable_by_key(|a| a.app);
     page.apps(&apps);
     page.endpoints(states.into_iter());
+    let mut tcp: Vec<_> = table
+        .iter()
+        .filter(|(key, _)| !key.contains('.'))
+        .filter_map(|(key, app)| Some((key, app.shared.tcp_if_any()?)))
+        .collect();
+    tcp.sort_unstable_by_key(|(key, _)| *key);
+    tcp::metrics::write(&mut page, &shared.tcp, &tcp);
     let registry = &shared.registry;
     page.one("apps", "gauge", "Apps known", names);
     page.one("routes", "gauge", "Hosts routed: apps and custom domains", table.len());

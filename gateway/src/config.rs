@@ -27,6 +27,10 @@ pub struct Config {
     /// Networks in which endpoints may lie; others are never dialled, whatever the registry says. Default: the private and
     /// loopback networks (10/8, 172.16/12, 192.168/16, 127/8, fc00::/7, ::1).
     pub endpoint_cidrs: Vec<IpNet>,
+    /// Ports that may be opened for apps with protocol TCP, whatever the registry says. Default `15000-15999`.
+    pub tcp_ports: PortRange,
+    /// Address at which they are opened. Default: that of `listen`.
+    pub tcp_listen_ip: Option<IpAddr>,
     /// Ports that endpoints may have. Default `1024-65535`.
     pub endpoint_ports: PortRange,
     /// Peers whose X-Forwarded-* and Forwarded headers are believed. Default none.
@@ -104,6 +108,8 @@ impl Default for Config {
                 "fc00::/7",
                 "::1/128",
             ]),
+            tcp_ports: model::ports::GATEWAY_TCP,
+            tcp_listen_ip: None,
             endpoint_ports: PortRange {
                 first: 1024,
                 last: u16::MAX,

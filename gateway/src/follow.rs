@@ -18,6 +18,7 @@ use crate::eject::Endpoint;
 use crate::shared::Shared;
 use crate::snapshot_file;
 use crate::table::{App, AppShared, Settings};
+use crate::tcp;
 
 /// Between acknowledgements, and between looks at what drains.
 const PACE: Duration = Duration::from_millis(20);
@@ -44,6 +45,7 @@ pub(crate) struct Follower {
     apps: HashMap<AppId, Entry, ahash::RandomState>,
     /// Who claims each custom domain; the first one has it.
     claims: HashMap<Box<str>, Vec<AppId>, ahash::RandomState>,
+    ports: tcp::Claims,
     /// Apps, and domains, that the next table must take anew.
     touched: HashSet<AppId>,
     touched_domains: HashSet<Box<str>>,
@@ -67,6 +69,7 @@ impl Follower {
             shared,
             apps: HashMap::default(),
             claims: HashMap::default(),
+            ports: tcp::Claims::default(),
             touched: HashSet::new(),
             touched_domains: HashSet::new(),
             leaving: Vec::new(),
@@ -171,10 +174,12 @@ impl Follower {
             Arc::new(Settings::new(config, &self.shared.config))
         };
         let entry = self.entry(app);
-        entry.settings = settings;
+        let before = std::mem::replace(&mut entry.settings, settings);
+        let after = Arc::clone(&entry.settings);
         entry.configured = configured;
         entry.removed = false;
         let old = std::mem::replace(&mut entry.domains, domains.clone());
+        self.ports.change(app, &before.config, &after.config);
         for domain in old.iter().filter(|d| !domains.contains(d)) {
             if let Some(claims) = self.claims.get_mut(domain) {
                 claims.retain(|a| a != app);
@@ -398,7 +403,13 @@ impl Follower {
 }
 
 /// Follows the registry until `stop`.
-pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, id: String, stop: CancellationToken) {
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    registry: Arc<dyn RegistryReader>,
+    id: String,
+    mut ports: tcp::Ports,
+    stop: CancellationToken,
+) {
     let mut follower = Follower::new(Arc::clone(&shared));
     let (tell, told) = watch::channel(None);
     let acknowledging = tokio::spawn(acknowledge(Arc::clone(&registry), id, told));
@@ -451,6 +462,11 @@ pub(crate) async fn run(shared: Arc<Shared>, registry: Arc<dyn RegistryReader>, 
             }
         }
         busy = follower.tidy(now);
+        // Before the acknowledgement: who is told that an app is routed finds its port open.
+        if let Some(wanted) = follower.ports.take_change() {
+            ports.want(wanted);
+        }
+        ports.tend(now);
         let ack = follower.acknowledgement();
         let resynced = std::mem::take(&mut follower.changed);
         tell.send_if_modified(|told| {

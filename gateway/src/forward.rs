@@ -163,6 +163,10 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     };
     let app = worker.app(key).ok_or(Reason::UnknownApp)?;
     let settings = Arc::clone(&app.settings);
+    // What does not speak HTTP is no host here: a request must not become commands of another protocol.
+    if settings.config.protocol == Protocol::Tcp {
+        return Err(Reason::UnknownApp.into());
+    }
 
     let fits = flight.belongs_to(Arc::clone(&app));
     if settings.deny.contains(flight.ip) {
@@ -403,22 +407,27 @@ fn failed(
         if kept {
             worker.stats().stale.add(1);
         } else {
-            let before = endpoint.failures();
-            endpoint.note(reason.as_str(), worker.shared.clock, now);
-            let time = endpoint.failed(worker.shared.clock, now);
-            if endpoint.failures() != before {
-                worker.stats().ejections.add(1);
-                app.shared.stats().of(worker.index).ejections.add(1);
-                tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
-                    for_ms = time.as_millis() as u64, "endpoint left out after a failure");
-            }
+            left_out(worker, app, endpoint, reason.as_str(), now);
         }
     }
     flight.leave();
 }
 
+/// Leaves an endpoint that has failed out of the turn for a while.
+pub(crate) fn left_out(worker: &Worker, app: &App, endpoint: &Endpoint, reason: &'static str, now: Instant) {
+    let before = endpoint.failures();
+    endpoint.note(reason, worker.shared.clock, now);
+    let time = endpoint.failed(worker.shared.clock, now);
+    if endpoint.failures() != before {
+        worker.stats().ejections.add(1);
+        app.shared.stats().of(worker.index).ejections.add(1);
+        tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
+            for_ms = time.as_millis() as u64, "endpoint left out after a failure");
+    }
+}
+
 /// Finds out beside the requests whether an endpoint whose time is over can be connected to again.
-fn probe(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, within: Duration) {
+pub(crate) fn probe(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, within: Duration) {
     let (worker, endpoint) = (Rc::clone(worker), Arc::clone(endpoint));
     tokio::task::spawn_local(async move {
         match tokio::time::timeout(within, TcpStream::connect(endpoint.address)).await {

@@ -15,6 +15,8 @@
 //! 7. [`upgrade`] takes over when both sides agree on another protocol.
 //! 8. [`flight`] writes down how it ended: [`metrics`], [`access_log`].
 //!
+//! Apps that do not speak HTTP have a port of their own: [`tcp`].
+//!
 //! Beside it [`follow`] turns registry events into route tables and acknowledges them, and [`admin`] answers operators.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -49,6 +51,7 @@ mod shared;
 mod snapshot_file;
 mod succession;
 mod table;
+mod tcp;
 mod trace;
 mod upgrade;
 mod upstream;
@@ -62,7 +65,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::registry::RegistryReader;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -158,13 +161,15 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     let _stop = stop.clone().drop_guard();
     let _control = control.clone().drop_guard();
 
-    let following = follow::run(Arc::clone(&shared), deps.registry, id.clone(), control.clone());
-    let following = tokio::spawn(following);
     let Succession {
         inherited,
         serving,
         handed_over,
     } = listeners.succession;
+    let (hands, arrivals): (Vec<_>, Vec<_>) = listeners.http.iter().map(|_| tcp::handover()).unzip();
+    let ports = tcp::Ports::new(Arc::clone(&shared), hands, inherited, stop.clone());
+    let following = follow::run(Arc::clone(&shared), deps.registry, id.clone(), ports, control.clone());
+    let following = tokio::spawn(following);
     if inherited {
         tokio::select! {
             () = shared.registry.loaded.cancelled() => {}
@@ -172,8 +177,8 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
         }
     }
     let mut workers = Vec::new();
-    for (index, listener) in listeners.http.into_iter().enumerate() {
-        workers.push(start(index, &shared, listener, &stop)?);
+    for (index, (listener, arrivals)) in listeners.http.into_iter().zip(arrivals).enumerate() {
+        workers.push(start(index, &shared, listener, arrivals, &stop)?);
     }
     tracing::info!(gateway = %id, domain = %shared.config.domain, workers = workers.len(), "gateway serves");
     let mut workers = futures::future::join_all(workers);
@@ -226,6 +231,7 @@ fn start(
     index: usize,
     shared: &Arc<Shared>,
     listener: std::net::TcpListener,
+    arrivals: mpsc::Receiver<tcp::Arrival>,
     stop: &CancellationToken,
 ) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
     let (tell, told) = oneshot::channel();
@@ -236,7 +242,7 @@ fn start(
             // However a worker ends, also by a panic, the others end with it: half a gateway is worse than none.
             let _all = stop.clone().drop_guard();
             // Nobody listens any more when the caller has given up.
-            let _ = tell.send(worker::run(index, shared, listener, &stop));
+            let _ = tell.send(worker::run(index, shared, listener, arrivals, &stop));
         })
         .map_err(|e| Error::Start(format!("a worker's thread: {e}")))?;
     Ok(told)

@@ -28,10 +28,22 @@ pub(crate) struct Shared {
     pub(crate) deny: Networks,
     pub(crate) trusted: Networks,
     pub(crate) registry: RegistryStatus,
+    pub(crate) tcp: TcpStatus,
     /// The shutdown has begun.
     pub(crate) stopping: AtomicBool,
     /// An operator wants no new traffic here: `/ready` answers 503.
     pub(crate) drained: AtomicBool,
+}
+
+/// How the ports of TCP apps are.
+#[derive(Debug, Default)]
+pub(crate) struct TcpStatus {
+    pub(crate) open: AtomicU64,
+    /// Wanted, and not to be opened.
+    pub(crate) failed: AtomicU64,
+    pub(crate) accept_errors: AtomicU64,
+    /// Connections closed because no worker took them in time.
+    pub(crate) dropped: AtomicU64,
 }
 
 /// How the registry copy is.
@@ -66,6 +78,7 @@ impl Shared {
             deny: Networks::new(&config.deny),
             trusted: Networks::new(&config.trusted_proxies),
             registry: RegistryStatus::default(),
+            tcp: TcpStatus::default(),
             stopping: AtomicBool::new(false),
             drained: AtomicBool::new(false),
             config,

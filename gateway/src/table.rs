@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::eject::{Clock, Endpoint, State};
 use crate::limit::{Limiter, Networks, RetryBudget};
 use crate::metrics::{AppStats, VersionStats};
+use crate::tcp;
 
 /// What stays of an app while its configuration and endpoints come and go.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(crate) struct AppShared {
     stats: OnceLock<AppStats>,
     /// Counters by version.
     versions: Mutex<BTreeMap<Version, Arc<VersionStats>>>,
+    /// Counters of TCP connections, made at the first one.
+    tcp: OnceLock<tcp::metrics::Stats>,
     workers: usize,
 }
 
@@ -43,6 +46,7 @@ impl AppShared {
             turn: AtomicU32::new(rand::random()),
             stats: OnceLock::new(),
             versions: Mutex::default(),
+            tcp: OnceLock::new(),
             workers,
         }
     }
@@ -70,6 +74,15 @@ impl AppShared {
     pub(crate) fn versions(&self) -> Vec<(Version, Arc<VersionStats>)> {
         let versions = self.versions.lock().unwrap_or_else(PoisonError::into_inner);
         versions.iter().map(|(v, s)| (v.clone(), Arc::clone(s))).collect()
+    }
+
+    pub(crate) fn tcp(&self) -> &tcp::metrics::Stats {
+        self.tcp.get_or_init(|| tcp::metrics::Stats::new(self.workers))
+    }
+
+    /// The counters if there was a TCP connection.
+    pub(crate) fn tcp_if_any(&self) -> Option<&tcp::metrics::Stats> {
+        self.tcp.get()
     }
 
     /// The counters if there was a request.

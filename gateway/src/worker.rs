@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
+use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
@@ -22,6 +24,7 @@ use crate::pool::{Http1, Pool, Sender};
 use crate::retry::Spare;
 use crate::shared::Shared;
 use crate::table::{App, Table};
+use crate::tcp::{self, Arrival};
 use crate::{answer, connection, http2};
 
 /// Bytes of the buffer through which a worker copies tunnels.
@@ -209,6 +212,7 @@ pub(crate) fn run(
     index: usize,
     shared: Arc<Shared>,
     listener: std::net::TcpListener,
+    mut arrivals: mpsc::Receiver<Arrival>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -225,6 +229,14 @@ pub(crate) fn run(
                 let now = Instant::now();
                 sweeping.stats().pooled.sub(sweeping.pool.sweep(now));
                 sweeping.streams.sweep(now, sweeping.pool.keep());
+            }
+        });
+        let taking = Rc::clone(&worker);
+        // Ends with the last open port.
+        tokio::task::spawn_local(async move {
+            while let Some(arrival) = arrivals.recv().await {
+                let worker = Rc::clone(&taking);
+                tokio::task::spawn_local(async move { tcp::serve(&worker, arrival, Bytes::new()).await });
             }
         });
         tokio::select! {
@@ -306,10 +318,10 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: &HeaderV
 }
 
 /// Counts an open connection, also when its task panics.
-struct Open(Rc<Worker>);
+pub(crate) struct Open(Rc<Worker>);
 
 impl Open {
-    fn new(worker: Rc<Worker>) -> Self {
+    pub(crate) fn new(worker: Rc<Worker>) -> Self {
         worker.stats().connections_open.add(1);
         Self(worker)
     }

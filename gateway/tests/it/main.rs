@@ -23,5 +23,6 @@ mod replay;
 mod routing;
 mod shutdown;
 mod support;
+mod tcp;
 mod trailers;
 mod tunnels;

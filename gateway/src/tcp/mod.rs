@@ -1,0 +1,42 @@
+//! TCP routes: a port of this gateway's own leads to an app that does not speak HTTP.
+//!
+//! [`claims`] says which app has which port, [`ports`] opens them, [`passage`] takes a connection to an endpoint, [`splice`] copies
+//! its bytes, [`greeting`] tells the endpoint who the client is, [`metrics`] counts.
+//!
+//! A port has one listener for all workers, which hands each connection to the worker that has the fewest. A listener per
+//! worker (`SO_REUSEPORT`, as for HTTP) would share the port with any program of the same user instead of finding it taken, would
+//! cost ports × workers sockets, and leaves long connections to the luck of a hash.
+
+mod claims;
+mod greeting;
+pub(crate) mod metrics;
+mod passage;
+mod ports;
+mod splice;
+
+use std::net::SocketAddr;
+
+use model::AppId;
+use tokio::sync::mpsc;
+
+pub(crate) use claims::Claims;
+pub(crate) use passage::serve;
+pub(crate) use ports::Ports;
+
+/// Connections that may wait for a worker to take them.
+const WAITING: usize = 1_024;
+
+/// A connection that is to go to an app.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) peer: SocketAddr,
+    /// The port at which it came.
+    pub(crate) port: u16,
+    pub(crate) app: AppId,
+}
+
+/// The way to a worker, and the worker's end of it.
+pub(crate) fn handover() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
+    mpsc::channel(WAITING)
+}

@@ -1,0 +1,205 @@
+//! The listeners of TCP apps. What is to be open follows from the registry; a port that can't be opened is tried again and
+//! harms nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use model::AppId;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Arrival;
+use crate::shared::Shared;
+
+/// Between two tries at ports that can't be opened.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The open ports. Dropping it closes them; connections go on.
+pub(crate) struct Ports {
+    shared: Arc<Shared>,
+    /// A way to each worker.
+    hands: Arc<[mpsc::Sender<Arrival>]>,
+    /// Another process may still have the ports, and is about to close them.
+    inherited: bool,
+    stop: CancellationToken,
+    wanted: BTreeMap<u16, AppId>,
+    open: BTreeMap<u16, (AppId, DropGuard)>,
+    /// Told as not to be opened, so that it is told once.
+    failed: BTreeSet<u16>,
+    tried: Instant,
+}
+
+impl Ports {
+    /// No port yet; all close at `stop`. `inherited`: this process takes the place of another one, whose ports it opens beside it.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        hands: Vec<mpsc::Sender<Arrival>>,
+        inherited: bool,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            shared,
+            hands: hands.into(),
+            inherited,
+            stop,
+            wanted: BTreeMap::new(),
+            open: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            tried: Instant::now(),
+        }
+    }
+
+    /// Opens what `wanted` has more than before and closes what it has no more.
+    pub(crate) fn want(&mut self, wanted: BTreeMap<u16, AppId>) {
+        let allowed = self.shared.config.tcp_ports;
+        self.wanted = wanted;
+        self.wanted.retain(|port, app| {
+            let may = allowed.contains(*port);
+            if !may {
+                tracing::warn!(%app, port, %allowed, "port outside gateway.tcp_ports is never opened");
+            }
+            may
+        });
+        self.open.retain(|port, (app, _)| self.wanted.get(port) == Some(app));
+        self.failed.retain(|port| self.wanted.contains_key(port));
+        self.look();
+    }
+
+    /// Tries what could not be opened once more, now and then.
+    pub(crate) fn tend(&mut self, now: Instant) {
+        if !self.failed.is_empty() && now.saturating_duration_since(self.tried) >= AGAIN {
+            self.tried = now;
+            self.look();
+        }
+    }
+
+    fn look(&mut self) {
+        if self.stop.is_cancelled() {
+            return;
+        }
+        let ip = self
+            .shared
+            .config
+            .tcp_listen_ip
+            .unwrap_or(self.shared.config.listen.ip());
+        for (port, app) in &self.wanted {
+            if self.open.contains_key(port) {
+                continue;
+            }
+            match listen(SocketAddr::new(ip, *port), self.inherited) {
+                Ok(listener) => {
+                    tracing::info!(%app, port, "port opened");
+                    self.failed.remove(port);
+                    let close = self.stop.child_token();
+                    let accepting = Accepting {
+                        shared: Arc::clone(&self.shared),
+                        hands: Arc::clone(&self.hands),
+                        app: app.clone(),
+                        port: *port,
+                        turn: 0,
+                    };
+                    tokio::spawn(accepting.run(listener, close.clone()));
+                    self.open.insert(*port, (app.clone(), close.drop_guard()));
+                }
+                Err(error) => {
+                    if self.failed.insert(*port) {
+                        tracing::error!(%app, port, %ip, %error, "port can't be opened; it is tried again every second");
+                    }
+                }
+            }
+        }
+        let status = &self.shared.tcp;
+        status.open.store(self.open.len() as u64, Ordering::Relaxed);
+        status.failed.store(self.failed.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// A listener at `address`. Our successor may open it beside us (`SO_REUSEPORT`); that nobody else has it is found out first,
+/// unless `beside` a predecessor, which has it by right.
+fn listen(address: SocketAddr, beside: bool) -> io::Result<TcpListener> {
+    let bind = |share: bool| -> io::Result<socket2::Socket> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
+        // Connections of a listener before it may still be open.
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(share)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(crate::BACKLOG)?;
+        Ok(socket)
+    };
+    if !beside {
+        bind(false)?;
+    }
+    TcpListener::from_std(bind(true)?.into())
+}
+
+/// One open port.
+struct Accepting {
+    shared: Arc<Shared>,
+    hands: Arc<[mpsc::Sender<Arrival>]>,
+    app: AppId,
+    port: u16,
+    turn: usize,
+}
+
+impl Accepting {
+    async fn run(mut self, listener: TcpListener, close: CancellationToken) {
+        let mut pause = Duration::ZERO;
+        loop {
+            let accepted = tokio::select! {
+                () = close.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let error = match accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer))) {
+                Ok((stream, peer)) => {
+                    pause = Duration::ZERO;
+                    self.hand_over(stream, peer);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.shared.tcp.accept_errors.fetch_add(1, Ordering::Relaxed);
+            // Out of descriptors or memory: whoever waits is served when some are free; until then don't spin.
+            pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
+            tracing::warn!(port = self.port, %error, "a connection could not be accepted");
+            tokio::time::sleep(pause).await;
+        }
+        // Who has been let in by the kernel already must not be thrown out.
+        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+            if let Ok(stream) = stream.into_std() {
+                self.hand_over(stream, peer);
+            }
+        }
+        tracing::info!(app = %self.app, port = self.port, "port closed");
+    }
+
+    /// To the worker with the fewest connections; among equals in turn. Without room there the connection is closed: a worker that is a thousand
+    /// connections behind would not serve it in time.
+    fn hand_over(&mut self, stream: std::net::TcpStream, peer: SocketAddr) {
+        let n = self.hands.len();
+        self.turn = self.turn.wrapping_add(1);
+        let in_turn = (0..n).map(|i| (self.turn % n + i) % n);
+        let Some(worker) = in_turn.min_by_key(|i| self.shared.workers[*i].connections_open.get()) else {
+            return;
+        };
+        let arrival = Arrival {
+            stream,
+            peer,
+            port: self.port,
+            app: self.app.clone(),
+        };
+        if self.hands[worker].try_send(arrival).is_err() {
+            self.shared.tcp.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
