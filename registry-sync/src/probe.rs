@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use http_body_util::Empty;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
+use hyper::client::conn::{http1, http2};
 use hyper::header::{CONNECTION, HOST, HeaderValue, USER_AGENT};
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use model::HealthCheck;
+use model::config::Protocol;
 use model::spec::ProbeKind;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -36,11 +37,11 @@ const MAX_HEAD: usize = 8 * 1024;
 const STAYS_OPEN: Duration = Duration::from_millis(30);
 
 /// Asks the instance at `address` over the network. `Heartbeat` is not asked here: it reports by itself.
-pub(crate) async fn probe(check: &HealthCheck, address: SocketAddr) -> Proof {
+pub(crate) async fn probe(check: &HealthCheck, protocol: Protocol, address: SocketAddr) -> Proof {
     let deadline = Duration::from_millis(check.timeout_ms.into());
     let asked = async {
         match check.kind {
-            ProbeKind::Http => http(&check.path, address).await,
+            ProbeKind::Http => http(&check.path, protocol, address).await,
             ProbeKind::Tcp => tcp(address).await,
             ProbeKind::Heartbeat | ProbeKind::None => Proof::Alive,
         }
@@ -65,44 +66,61 @@ async fn tcp(address: SocketAddr) -> Proof {
     }
 }
 
-async fn http(path: &str, address: SocketAddr) -> Proof {
+async fn http(path: &str, protocol: Protocol, address: SocketAddr) -> Proof {
     let stream = match TcpStream::connect(address).await {
-        Ok(stream) => stream,
+        Ok(stream) => TokioIo::new(stream),
         Err(e) => return Proof::Dead(format!("connect to {address}: {e}")),
     };
-    let handshake = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await;
-    let (mut sender, connection) = match handshake {
-        Ok(pair) => pair,
-        Err(e) => return Proof::Dead(format!("GET {path} at {address}: {e}")),
-    };
-    let request = match request(path, address) {
+    let request = match request(path, protocol, address) {
         Ok(request) => request,
         Err(e) => return Proof::Dead(format!("GET {path} can't be sent: {e}")),
     };
-    let mut answer = std::pin::pin!(sender.send_request(request));
-    // The connection is driven here, beside the answer, and dropped with it: no body is ever read.
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        // Once the connection has ended, the answer has come or never will.
-        _ = connection => answer.await,
+    let status = match protocol {
+        Protocol::H2c => ask_http2(stream, request).await,
+        Protocol::Http | Protocol::Tcp => ask_http1(stream, request).await,
     };
-    let status = answer.map(|r| r.status()).map_err(|e| describe(&e));
     match status {
-        Ok(status) => judge_status(path, status),
-        Err(e) => Proof::Dead(format!("GET {path} at {address}: {e}")),
+        Ok(status) => judge_status(path, protocol, status),
+        Err(e) => Proof::Dead(format!("GET {path} at {address}: {}", describe(&e))),
     }
 }
 
-fn request(path: &str, address: SocketAddr) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
-    let host = HeaderValue::from_str(&address.to_string())?;
-    Request::get(path)
-        .header(HOST, host)
-        .header(USER_AGENT, "caas-registry-sync")
-        .header(CONNECTION, "close")
-        .body(Empty::new())
+// The connection is driven here, beside the answer, and dropped with it: no body is ever read. Once the connection has ended,
+// the answer has come or never will.
+
+async fn ask_http1(stream: TokioIo<TcpStream>, request: Request<Empty<Bytes>>) -> Result<StatusCode, hyper::Error> {
+    let (mut sender, connection) = http1::Builder::new().max_buf_size(MAX_HEAD).handshake(stream).await?;
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    tokio::select! {
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
+    }
+    .map(|answer| answer.status())
+}
+
+async fn ask_http2(stream: TokioIo<TcpStream>, request: Request<Empty<Bytes>>) -> Result<StatusCode, hyper::Error> {
+    let (mut sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .max_header_list_size(MAX_HEAD as u32)
+        .handshake(stream)
+        .await?;
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    tokio::select! {
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
+    }
+    .map(|answer| answer.status())
+}
+
+fn request(path: &str, protocol: Protocol, address: SocketAddr) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
+    let request = Request::builder().header(USER_AGENT, "caas-registry-sync");
+    match protocol {
+        Protocol::H2c => request.uri(format!("http://{address}{path}")),
+        Protocol::Http | Protocol::Tcp => request
+            .uri(path)
+            .header(HOST, HeaderValue::from_str(&address.to_string())?)
+            .header(CONNECTION, "close"),
+    }
+    .body(Empty::new())
 }
 
 fn describe(error: &hyper::Error) -> String {
@@ -113,10 +131,15 @@ fn describe(error: &hyper::Error) -> String {
     }
 }
 
-fn judge_status(path: &str, status: StatusCode) -> Proof {
+fn judge_status(path: &str, protocol: Protocol, status: StatusCode) -> Proof {
+    // gRPC servers that refuse what is not gRPC answer one of the others.
+    let no_route = match protocol {
+        Protocol::H2c => matches!(status.as_u16(), 404 | 405 | 415),
+        Protocol::Http | Protocol::Tcp => status == StatusCode::NOT_FOUND,
+    };
     if status.is_success() {
         Proof::Alive
-    } else if status == StatusCode::NOT_FOUND && path == DEFAULT_PATH {
+    } else if no_route && path == DEFAULT_PATH {
         Proof::Assumed
     } else {
         Proof::Dead(format!("GET {path} answered {}", status.as_u16()))
@@ -175,16 +198,16 @@ mod tests {
     #[tokio::test]
     async fn answers_are_judged_by_status_alone() {
         let ok = upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nnever the rest").await;
-        assert_eq!(probe(&check("/_ping"), ok).await, Proof::Alive);
+        assert_eq!(probe(&check("/_ping"), Protocol::Http, ok).await, Proof::Alive);
         let missing = upstream(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await;
-        assert_eq!(probe(&check("/_ping"), missing).await, Proof::Assumed);
+        assert_eq!(probe(&check("/_ping"), Protocol::Http, missing).await, Proof::Assumed);
         assert_eq!(
-            probe(&check("/healthy"), missing).await,
+            probe(&check("/healthy"), Protocol::Http, missing).await,
             Proof::Dead("GET /healthy answered 404".into())
         );
         let elsewhere = upstream(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\n\r\n").await;
         assert_eq!(
-            probe(&check("/_ping"), elsewhere).await,
+            probe(&check("/_ping"), Protocol::Http, elsewhere).await,
             Proof::Dead("GET /_ping answered 302".into())
         );
     }
@@ -192,32 +215,77 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_http_or_no_answer_is_dead() {
         let banner = upstream(b"SSH-2.0-OpenSSH\r\n").await;
-        assert!(matches!(probe(&check("/_ping"), banner).await, Proof::Dead(_)));
+        assert!(matches!(
+            probe(&check("/_ping"), Protocol::Http, banner).await,
+            Proof::Dead(_)
+        ));
         let silent = upstream(b"").await;
-        let Proof::Dead(why) = probe(&check("/_ping"), silent).await else {
+        let Proof::Dead(why) = probe(&check("/_ping"), Protocol::Http, silent).await else {
             panic!("it never answers")
         };
         assert!(why.contains("within 300 ms"), "{why}");
         let endless: &'static [u8] = Box::leak(vec![b'a'; 100_000].into_boxed_slice());
         assert!(matches!(
-            probe(&check("/_ping"), upstream(endless).await).await,
+            probe(&check("/_ping"), Protocol::Http, upstream(endless).await).await,
             Proof::Dead(_)
         ));
         let closed = {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             listener.local_addr().unwrap()
         };
-        assert!(matches!(probe(&check("/_ping"), closed).await, Proof::Dead(_)));
+        assert!(matches!(
+            probe(&check("/_ping"), Protocol::Http, closed).await,
+            Proof::Dead(_)
+        ));
         let tcp = HealthCheck {
             kind: ProbeKind::Tcp,
             ..check("/")
         };
-        assert_eq!(probe(&tcp, silent).await, Proof::Alive);
-        assert!(matches!(probe(&tcp, closed).await, Proof::Dead(_)));
-        assert_eq!(probe(&tcp, speaks_first().await).await, Proof::Alive);
-        let Proof::Dead(why) = probe(&tcp, hangs_up().await).await else {
+        assert_eq!(probe(&tcp, Protocol::Http, silent).await, Proof::Alive);
+        assert!(matches!(probe(&tcp, Protocol::Http, closed).await, Proof::Dead(_)));
+        assert_eq!(probe(&tcp, Protocol::Http, speaks_first().await).await, Proof::Alive);
+        let Proof::Dead(why) = probe(&tcp, Protocol::Http, hangs_up().await).await else {
             panic!("nobody listens behind it")
         };
         assert!(why.contains("closes them at once"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn apps_that_speak_http2_are_asked_in_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let service = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+                        let status = match request.uri().path() {
+                            "/_ping" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                            "/healthy" => StatusCode::OK,
+                            _ => StatusCode::SERVICE_UNAVAILABLE,
+                        };
+                        let mut answer = hyper::Response::new(Empty::<Bytes>::new());
+                        *answer.status_mut() = status;
+                        Ok::<_, std::convert::Infallible>(answer)
+                    });
+                    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        assert_eq!(probe(&check("/_ping"), Protocol::H2c, address).await, Proof::Assumed);
+        assert_eq!(probe(&check("/healthy"), Protocol::H2c, address).await, Proof::Alive);
+        assert_eq!(
+            probe(&check("/ill"), Protocol::H2c, address).await,
+            Proof::Dead("GET /ill answered 503".into())
+        );
+        assert!(matches!(
+            probe(&check("/_ping"), Protocol::Http, address).await,
+            Proof::Dead(_)
+        ));
+        let http1 = upstream(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        assert!(matches!(
+            probe(&check("/_ping"), Protocol::H2c, http1).await,
+            Proof::Dead(_)
+        ));
     }
 }

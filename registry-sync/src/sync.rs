@@ -319,6 +319,7 @@ impl<'a> Sync<'a> {
                 instance: instance.clone(),
                 address: SocketAddr::new(*address, instance.port),
                 check: release.spec.health.suited_to(protocol),
+                protocol,
                 on_failure: release.spec.on_failure,
                 withdrawn,
             };

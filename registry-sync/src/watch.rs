@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::config::Protocol;
 use model::spec::{OnFailure, ProbeKind};
 use model::store::{InstanceStore, Outcome};
 use model::{HealthCheck, Instance, InstanceId, InstanceState, Timestamp};
@@ -26,6 +27,8 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
     /// How it is probed.
     pub(crate) check: HealthCheck,
+    /// What it speaks.
+    pub(crate) protocol: Protocol,
     /// What follows when it stays unhealthy.
     pub(crate) on_failure: OnFailure,
     /// It is not in the registry, so that acting on it can't fail a request.
@@ -164,7 +167,7 @@ impl Task {
         }
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
-        probe::probe(&target.check, target.address).await
+        probe::probe(&target.check, target.protocol, target.address).await
     }
 
     /// The app reports by itself: its last beat stands in the store.
