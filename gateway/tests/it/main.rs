@@ -8,6 +8,7 @@ mod answer_corpus;
 mod balance;
 mod faults;
 mod follow;
+mod grpc;
 mod h2c;
 mod hostile;
 mod hostile_answers;
