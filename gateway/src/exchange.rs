@@ -225,7 +225,12 @@ impl Watch {
             }
             Phase::Answering => {
                 self.head = None;
-                let most = if exchange.body_open.get() { limits.body } else { idle };
+                // Both directions may stay open and be silent for as long as the app allows (gRPC).
+                let most = if exchange.body_open.get() {
+                    limits.body.max(idle)
+                } else {
+                    idle
+                };
                 if still >= most {
                     return Verdict::Cut;
                 }
@@ -302,5 +307,11 @@ mod tests {
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 20)), Verdict::Cut);
         exchange.moved();
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 21)), Verdict::Wait);
+        exchange
+            .patience
+            .set((Duration::from_secs(60), Duration::from_secs(600)));
+        exchange.body_open.set(true);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 620)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 621)), Verdict::Cut);
     }
 }
