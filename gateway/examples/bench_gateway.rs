@@ -96,6 +96,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         revision: RegistryRevision(1),
         endpoints,
         configs,
+        ..RegistrySnapshot::default()
     };
     let deps = Deps {
         registry: Arc::new(Fixed(snapshot)),

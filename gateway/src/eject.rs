@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+use model::Load;
 use model::registry::EntryKey;
 
 use crate::balance::{Latency, PENALTY_US};
@@ -69,6 +71,8 @@ pub(crate) struct Endpoint {
     pub(crate) stats: Arc<VersionStats>,
     latency: Latency,
     last_error: Mutex<Option<LastError>>,
+    /// Where its host is and what it uses, as far as the registry says.
+    load: ArcSwapOption<Load>,
 }
 
 /// The last failure of an endpoint, for operators.
@@ -127,7 +131,21 @@ impl Endpoint {
             stats,
             latency: Latency::default(),
             last_error: Mutex::new(None),
+            load: ArcSwapOption::empty(),
         }
+    }
+
+    /// Where its host is and what it uses; `None`: not known (yet).
+    pub(crate) fn load(&self) -> Option<Arc<Load>> {
+        self.load.load_full()
+    }
+
+    /// Takes in what the registry says of its load; `true` when its region is another one now, so that whatever was
+    /// decided by regions must be decided anew.
+    pub(crate) fn set_load(&self, load: Option<Arc<Load>>) -> bool {
+        let region = |load: &Option<Arc<Load>>| load.as_ref().map(|l| l.region.clone());
+        let next = region(&load);
+        region(&self.load.swap(load)) != next
     }
 
     /// Counts a request to this endpoint, unless it has been withdrawn.
@@ -416,6 +434,22 @@ pub(crate) mod tests {
         assert_eq!(e.in_flight(), 1);
         drop(held);
         assert!(e.enter_below(1).is_some());
+    }
+
+    #[test]
+    fn only_another_region_counts_as_a_move() {
+        let load = |region: &str, cpu| {
+            let text = format!(
+                r#"{{"host":"h1","region":"{region}","cpu_milli":{cpu},"memory_bytes":1,"memory_limit_bytes":2,"at":3}}"#
+            );
+            Some(Arc::new(Load::parse(text.as_bytes()).expect("valid")))
+        };
+        let e = endpoint();
+        assert!(e.set_load(load("eu", 1)));
+        assert!(!e.set_load(load("eu", 900)));
+        assert_eq!(e.load().and_then(|l| l.figures).map(|f| f.cpu_milli), Some(900));
+        assert!(e.set_load(None));
+        assert!(e.load().is_none());
     }
 
     #[test]

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt as _, StreamExt as _};
 use model::registry::{
-    Acknowledgement, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
+    Acknowledgement, EntryKey, LoadKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
+    RegistrySnapshot,
 };
-use model::{AppConfig, AppId, ContainerId, Version};
+use model::{AppConfig, AppId, ContainerId, Load, Version};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +47,8 @@ pub(crate) struct Follower {
     /// Who claims each custom domain; the first one has it.
     claims: HashMap<Box<str>, Vec<AppId>, ahash::RandomState>,
     ports: tcp::Claims,
+    /// Loads as registered, also those of endpoints that are not there (yet).
+    loads: HashMap<LoadKey, Arc<Load>, ahash::RandomState>,
     /// Apps, and domains, that the next table must take anew.
     touched: HashSet<AppId>,
     touched_domains: HashSet<Box<str>>,
@@ -70,6 +73,7 @@ impl Follower {
             apps: HashMap::default(),
             claims: HashMap::default(),
             ports: tcp::Claims::default(),
+            loads: HashMap::default(),
             touched: HashSet::new(),
             touched_domains: HashSet::new(),
             leaving: Vec::new(),
@@ -117,9 +121,11 @@ impl Follower {
             true => self.shared.clock.millis(Instant::now()),
             false => 0,
         };
+        let load = self.loads.get(&key.load_key()).cloned();
         let entry = self.entry(&key.app);
         let stats = entry.shared.version(&key.version);
         let new = Arc::new(Endpoint::new(key.clone(), endpoint.0, since, stats));
+        new.set_load(load);
         if let Some(old) = entry.endpoints.insert(place, new) {
             self.leaving.push(old);
         }
@@ -139,6 +145,36 @@ impl Follower {
             self.leaving.push(old);
         }
         self.forget(&key.app);
+    }
+
+    /// Takes in a load. `true` when requests may go another way now; that figures move makes no new table.
+    fn load_moved(&mut self, key: LoadKey, load: Option<Load>) -> bool {
+        let load = load.map(Arc::new);
+        let endpoints = self.apps.get(&key.app).into_iter().flat_map(|e| e.endpoints.values());
+        let mut moved = false;
+        for endpoint in endpoints.filter(|e| e.key.container == key.container) {
+            moved |= endpoint.set_load(load.clone());
+        }
+        if moved {
+            self.touched.insert(key.app.clone());
+        }
+        match load {
+            Some(load) => self.loads.insert(key, load),
+            None => self.loads.remove(&key),
+        };
+        moved
+    }
+
+    /// Takes the loads of a whole registry.
+    fn reload(&mut self, loads: BTreeMap<LoadKey, Load>) {
+        self.loads = loads.into_iter().map(|(key, load)| (key, Arc::new(load))).collect();
+        for (id, entry) in &self.apps {
+            for endpoint in entry.endpoints.values() {
+                if endpoint.set_load(self.loads.get(&endpoint.key.load_key()).cloned()) {
+                    self.touched.insert(id.clone());
+                }
+            }
+        }
     }
 
     /// Forgets an app that was removed on purpose and has no endpoint left: its host is unknown again. All others stay known
@@ -256,7 +292,27 @@ impl Follower {
         for (key, endpoint) in snapshot.endpoints {
             self.put(&key, endpoint, false);
         }
+        self.reload(snapshot.loads);
         self.revision = snapshot.revision;
+    }
+
+    /// Takes in a change. `false`: only figures moved, which changes no route and is not worth writing the snapshot file.
+    fn apply(&mut self, change: RegistryChange) -> bool {
+        match change {
+            RegistryChange::Put(key, endpoint) => self.put(&key, endpoint, true),
+            RegistryChange::Remove(key) => self.remove(&key),
+            RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
+            RegistryChange::ConfigRemove(app) => {
+                self.configure(&app, None);
+                if let Some(entry) = self.apps.get_mut(&app) {
+                    entry.removed = true;
+                }
+                self.forget(&app);
+            }
+            RegistryChange::Load(key, load) => return self.load_moved(key, Some(load)),
+            RegistryChange::LoadRemove(key) => return self.load_moved(key, None),
+        }
+        true
     }
 
     /// Takes one event; tables change with [`Follower::publish`].
@@ -275,22 +331,11 @@ impl Follower {
             }
             RegistryEvent::Changes { changes, revision } => {
                 status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
+                self.changed |= changes.is_empty();
                 for change in changes {
-                    match change {
-                        RegistryChange::Put(key, endpoint) => self.put(&key, endpoint, true),
-                        RegistryChange::Remove(key) => self.remove(&key),
-                        RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
-                        RegistryChange::ConfigRemove(app) => {
-                            self.configure(&app, None);
-                            if let Some(entry) = self.apps.get_mut(&app) {
-                                entry.removed = true;
-                            }
-                            self.forget(&app);
-                        }
-                    }
+                    self.changed |= self.apply(change);
                 }
                 self.revision = revision;
-                self.changed = true;
             }
             RegistryEvent::Disconnected(reason) => {
                 let now = self.shared.clock.millis(now);

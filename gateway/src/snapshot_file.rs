@@ -92,6 +92,10 @@ fn write(path: &Path, table: &Table, revision: RegistryRevision) -> std::io::Res
             let versions = file.endpoints.entry(e.key.app.clone()).or_default();
             let containers = versions.entry(e.key.version.clone()).or_default();
             containers.insert(e.key.container.clone(), model::Endpoint(e.address));
+            if let Some(load) = e.load() {
+                let loads = file.loads.entry(e.key.app.clone()).or_default();
+                loads.insert(e.key.container.clone(), model::Load::clone(&load));
+            }
         }
     }
     let beside = path.with_extension("tmp");

@@ -17,6 +17,7 @@ pub mod event;
 pub mod host;
 pub mod id;
 pub mod instance;
+pub mod load;
 pub mod operation;
 pub mod ports;
 pub mod registry;
@@ -32,6 +33,7 @@ pub use id::{
     AppId, ContainerId, Generation, HostName, InstanceId, InvalidId, OperationId, PlatformId, TenantId, Version,
 };
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
+pub use load::{Figures, Load};
 pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
 pub use ports::PortRange;
 pub use registry::Endpoint;

@@ -1,8 +1,8 @@
 //! The registry: which instances of which app answer at which address.
 //!
-//! In ZooKeeper it is the tree `/caas/service/address/{appId}/{version}/{containerId}` = `{hostIP}:{port}` and
-//! `/caas/service/config/{appId}` = JSON; no path leaves the backend. registry-sync is the only writer,
-//! gateways read.
+//! In ZooKeeper it is the tree `/caas/service/address/{appId}/{version}/{containerId}` = `{hostIP}:{port}`,
+//! `/caas/service/load/{appId}/{containerId}` = JSON and `/caas/service/config/{appId}` = JSON; no path leaves the
+//! backend. registry-sync is the only writer, gateways read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures::channel::mpsc::Receiver;
 use serde::{Deserialize, Serialize};
 
-use crate::{AppConfig, AppId, ContainerId, Version};
+use crate::{AppConfig, AppId, ContainerId, Load, Version};
 
 /// Where an instance answers: `{hostIP}:{port}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -78,6 +78,25 @@ pub struct EntryKey {
     pub container: ContainerId,
 }
 
+/// Whose load an entry is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadKey {
+    /// The app.
+    pub app: AppId,
+    /// The container.
+    pub container: ContainerId,
+}
+
+impl EntryKey {
+    /// Under which the load of the same instance stands.
+    pub fn load_key(&self) -> LoadKey {
+        LoadKey {
+            app: self.app.clone(),
+            container: self.container.clone(),
+        }
+    }
+}
+
 /// The whole registry at one revision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistrySnapshot {
@@ -87,6 +106,34 @@ pub struct RegistrySnapshot {
     pub endpoints: BTreeMap<EntryKey, Endpoint>,
     /// All app configurations.
     pub configs: BTreeMap<AppId, AppConfig>,
+    /// Loads of endpoints; those of instances without an endpoint may be missing.
+    pub loads: BTreeMap<LoadKey, Load>,
+}
+
+impl RegistrySnapshot {
+    /// Takes in one change; `revision` stays.
+    pub fn fold(&mut self, change: RegistryChange) {
+        match change {
+            RegistryChange::Put(key, endpoint) => {
+                self.endpoints.insert(key, endpoint);
+            }
+            RegistryChange::Remove(key) => {
+                self.endpoints.remove(&key);
+            }
+            RegistryChange::Config(app, config) => {
+                self.configs.insert(app, config);
+            }
+            RegistryChange::ConfigRemove(app) => {
+                self.configs.remove(&app);
+            }
+            RegistryChange::Load(key, load) => {
+                self.loads.insert(key, load);
+            }
+            RegistryChange::LoadRemove(key) => {
+                self.loads.remove(&key);
+            }
+        }
+    }
 }
 
 /// A change of the registry, as written and as seen.
@@ -100,6 +147,10 @@ pub enum RegistryChange {
     Config(AppId, AppConfig),
     /// The app has no configuration any more.
     ConfigRemove(AppId),
+    /// The instance's load. It may come before, with or after its endpoint.
+    Load(LoadKey, Load),
+    /// Nothing is known of the instance's load any more.
+    LoadRemove(LoadKey),
 }
 
 /// What a reader hears, in order.
@@ -162,8 +213,12 @@ pub trait RegistryWriter: Send + Sync + fmt::Debug {
     /// Becomes the leader, waiting at most `timeout` for another to go; `true` when it leads. Cheap when it already does.
     async fn lead(&self, timeout: Duration) -> Result<bool, RegistryError>;
 
-    /// What is written now. Entries that can't be read are left out of it (and `apply` may overwrite them).
+    /// What is written now, without the loads (see [`loads`](Self::loads)). Entries that can't be read are left out of it
+    /// (and `apply` may overwrite them).
     async fn published(&self) -> Result<RegistrySnapshot, RegistryError>;
+
+    /// All loads that are written now, those without an endpoint too.
+    async fn loads(&self) -> Result<BTreeMap<LoadKey, Load>, RegistryError>;
 
     /// Writes `changes` in order, in atomic batches (a batch never tears a `Put` from the `Remove` of the
     /// entry it replaces when they stand side by side); idempotent. The revision of the last one.
@@ -185,6 +240,9 @@ pub struct SnapshotFile {
     /// Configuration per app.
     #[serde(default)]
     pub configs: BTreeMap<AppId, AppConfig>,
+    /// Load per app and container.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub loads: BTreeMap<AppId, BTreeMap<ContainerId, Load>>,
 }
 
 impl From<&RegistrySnapshot> for SnapshotFile {
@@ -201,6 +259,10 @@ impl From<&RegistrySnapshot> for SnapshotFile {
                 .entry(key.version.clone())
                 .or_default()
                 .insert(key.container.clone(), *endpoint);
+        }
+        for (key, load) in &snapshot.loads {
+            let loads = file.loads.entry(key.app.clone()).or_default();
+            loads.insert(key.container.clone(), load.clone());
         }
         file
     }
@@ -221,10 +283,17 @@ impl From<SnapshotFile> for RegistrySnapshot {
                 }
             }
         }
+        let of_app = |(app, loads): (AppId, BTreeMap<ContainerId, Load>)| {
+            loads.into_iter().map(move |(container, load)| {
+                let app = app.clone();
+                (LoadKey { app, container }, load)
+            })
+        };
         Self {
             revision: file.revision,
             endpoints,
             configs: file.configs,
+            loads: file.loads.into_iter().flat_map(of_app).collect(),
         }
     }
 }
@@ -267,6 +336,8 @@ mod tests {
         snapshot
             .endpoints
             .insert(key.clone(), "10.0.0.1:20000".parse().expect("valid"));
+        let load = br#"{"host":"h1","region":"eu"}"#;
+        snapshot.loads.insert(key.load_key(), Load::parse(load).expect("valid"));
         snapshot.configs.insert(key.app, AppConfig::default());
         let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).expect("json");
         let back: SnapshotFile = serde_json::from_str(&text).expect("its own output");

@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppId, Event, Generation, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, InvalidTransition,
-    NewEvent, Operation, OperationId, PlatformId, PortRange, Release, Timestamp,
+    App, AppId, Event, Figures, Generation, Host, HostChange, HostName, Instance, InstanceChange, InstanceId,
+    InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange, Release, Timestamp,
 };
 
 /// Why the store could not answer.
@@ -126,6 +126,9 @@ pub trait InstanceStore: Send + Sync + std::fmt::Debug {
 
     /// One release; releases never change, so callers may keep it.
     async fn release_fetch(&self, app: &AppId, number: u32) -> Result<Option<Release>, StoreError>;
+
+    /// The newest figures of use of each instance that has any; also of some that hold nothing any more.
+    async fn figures_list(&self) -> Result<Vec<(InstanceId, Figures)>, StoreError>;
 
     /// All hosts, by name.
     async fn host_list(&self) -> Result<Vec<Host>, StoreError>;
@@ -420,9 +423,14 @@ pub trait Store: InstanceStore {
     /// The hash of an instance's own heartbeat token.
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError>;
 
-    /// Deletes released instances beyond the newest `keep` of each app, events and final operations older than
-    /// `events_before` (not the last one of an app), idempotency keys older than 24 h, claims that have run out and rests
-    /// that have ended; a bounded number at a time. How many rows went; 0: nothing is left to do.
+    /// Keeps the newest figures of use of instances, all in one transaction. No event, no waking, no generation: it is
+    /// no change of the instance.
+    async fn figures_put(&self, figures: &[(InstanceId, Figures)]) -> Result<(), StoreError>;
+
+    /// Deletes released instances beyond the newest `keep` of each app, figures of instances that hold nothing, events
+    /// and final operations older than `events_before` (not the last one of an app), idempotency keys older than 24 h,
+    /// claims that have run out and rests that have ended; a bounded number at a time. How many rows went; 0: nothing is
+    /// left to do.
     async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError>;
 
     /// How `key` was used before. An answer for the impatient: the intent that bears the key has the last word.

@@ -7,6 +7,7 @@
 //! - [`probe`]: one proof of life over the network
 //! - [`health`]: what a row of proofs means, and when the next is due (pure)
 //! - [`plan`]: what to write so that the registry fits the store (pure)
+//! - [`loads`]: what to write of instances' loads (pure)
 //! - [`confirm`]: which instances the gateways have taken up or let go (pure)
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
@@ -14,6 +15,7 @@
 mod admin;
 mod confirm;
 mod health;
+mod loads;
 mod metrics;
 mod plan;
 mod probe;

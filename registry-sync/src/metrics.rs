@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) braked: IntGauge,
     /// Changes written to the registry.
     pub(crate) changes: IntCounter,
+    /// Loads written to the registry.
+    pub(crate) loads: IntCounter,
     /// Passes that failed.
     pub(crate) failed_passes: IntCounter,
     /// Duration of full passes.
@@ -59,6 +61,7 @@ impl Metrics {
                 "1 while unhealthy instances are kept published",
             ),
             changes: counter("caas_registry_sync_changes_total", "Changes written to the registry"),
+            loads: counter("caas_registry_sync_loads_total", "Loads written to the registry"),
             failed_passes: counter("caas_registry_sync_failed_passes_total", "Passes that failed"),
             ghosts: Counter::new(
                 "caas_registry_sync_ghosts_total",
@@ -72,12 +75,13 @@ impl Metrics {
             ready: AtomicBool::new(false),
             registry,
         };
-        let all: [Box<dyn prometheus::core::Collector>; 9] = [
+        let all: [Box<dyn prometheus::core::Collector>; 10] = [
             Box::new(metrics.watched.clone()),
             Box::new(metrics.published.clone()),
             Box::new(metrics.leader.clone()),
             Box::new(metrics.braked.clone()),
             Box::new(metrics.changes.clone()),
+            Box::new(metrics.loads.clone()),
             Box::new(metrics.failed_passes.clone()),
             Box::new(metrics.passes.clone()),
             Box::new(metrics.ghosts.clone()),

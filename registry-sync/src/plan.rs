@@ -1,10 +1,9 @@
 //! What to write so that the registry fits the store. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 
 use model::registry::{Endpoint, EntryKey, RegistryChange, RegistrySnapshot};
-use model::{App, AppStatus, ContainerId, HostName, Instance, InstanceState};
+use model::{App, AppStatus, ContainerId, Host, HostName, Instance, InstanceState};
 
 /// What is known, read in one pass.
 #[derive(Debug)]
@@ -13,8 +12,8 @@ pub(crate) struct View<'a> {
     pub(crate) instances: &'a [Instance],
     /// All apps.
     pub(crate) apps: &'a [App],
-    /// Address of each host.
-    pub(crate) hosts: &'a HashMap<HostName, IpAddr>,
+    /// All hosts.
+    pub(crate) hosts: &'a HashMap<HostName, Host>,
     /// What the registry holds.
     pub(crate) published: &'a RegistrySnapshot,
 }
@@ -120,15 +119,15 @@ pub(crate) fn plan(view: &View<'_>, ghosts_before: &BTreeSet<EntryKey>) -> Plan 
 }
 
 /// An instance's place in the registry, once it has a container on a known host.
-pub(crate) fn entry(instance: &Instance, hosts: &HashMap<HostName, IpAddr>) -> Option<(EntryKey, Endpoint)> {
+pub(crate) fn entry(instance: &Instance, hosts: &HashMap<HostName, Host>) -> Option<(EntryKey, Endpoint)> {
     let container: ContainerId = instance.container.clone()?;
-    let address = hosts.get(&instance.host)?;
+    let address = hosts.get(&instance.host)?.address;
     let key = EntryKey {
         app: instance.app.clone(),
         version: instance.version.clone(),
         container,
     };
-    Some((key, Endpoint::new(*address, instance.port)))
+    Some((key, Endpoint::new(address, instance.port)))
 }
 
 /// More than half of at least [`BRAKE_FROM`] instances, on at least two hosts, are unhealthy.
@@ -144,7 +143,7 @@ fn brake(instances: &[Instance]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::health::tests::instance;
     use model::{AppConfig, Generation, TenantId, Timestamp};
@@ -169,13 +168,31 @@ mod tests {
         }
     }
 
-    fn hosts() -> HashMap<HostName, IpAddr> {
-        (1..=3u8)
-            .map(|n| (format!("h{n}").parse().unwrap(), IpAddr::from([10, 0, 0, n])))
-            .collect()
+    /// Hosts h1 to h3, in region `eu`.
+    pub(crate) fn hosts() -> HashMap<HostName, Host> {
+        let host = |n: u8| Host {
+            name: format!("h{n}").parse().unwrap(),
+            address: [10, 0, 0, n].into(),
+            engine: format!("fake://h{n}"),
+            labels: BTreeMap::new(),
+            region: "eu".into(),
+            memory_mb: 1_000,
+            cpu_millis: 2_000,
+            port_range: (20_000, 29_999),
+            schedulability: model::Schedulability::Schedulable,
+            down_since: None,
+            reserved_memory_mb: 0,
+            reserved_cpu_weight: 0,
+            instances: 0,
+            used_cpu_millis: 0,
+            created_at: Timestamp::from_millis(0),
+            generation: Generation::FIRST,
+        };
+        (1..=3).map(host).map(|host| (host.name.clone(), host)).collect()
     }
 
-    fn numbered(n: usize, state: InstanceState) -> Instance {
+    /// Container `c{n}` of `hello`.
+    pub(crate) fn numbered(n: usize, state: InstanceState) -> Instance {
         let mut i = instance(state);
         i.container = Some(format!("c{n}").parse().unwrap());
         i.host = format!("h{}", n % 3 + 1).parse().unwrap();
@@ -185,12 +202,7 @@ mod tests {
 
     fn applied(mut snapshot: RegistrySnapshot, changes: &[RegistryChange]) -> RegistrySnapshot {
         for change in changes {
-            match change {
-                RegistryChange::Put(key, endpoint) => drop(snapshot.endpoints.insert(key.clone(), *endpoint)),
-                RegistryChange::Remove(key) => drop(snapshot.endpoints.remove(key)),
-                RegistryChange::Config(app, config) => drop(snapshot.configs.insert(app.clone(), config.clone())),
-                RegistryChange::ConfigRemove(app) => drop(snapshot.configs.remove(app)),
-            }
+            snapshot.fold(change.clone());
         }
         snapshot
     }

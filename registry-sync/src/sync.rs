@@ -2,19 +2,20 @@
 //! retries inside: the next pass is the retry. Hints from the store only make it run sooner.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::config::Protocol;
-use model::registry::{EntryKey, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot};
+use model::registry::{EntryKey, RegistryError, RegistryRevision, RegistrySnapshot};
 use model::store::{InstanceFilter, Outcome, Revision, StoreError};
-use model::{App, AppId, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release, Timestamp};
+use model::{App, AppId, Host, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release, Timestamp};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::confirm::{Awaited, confirmed};
+use crate::loads::{AllFigures, Loads, follow_figures};
 use crate::metrics::Metrics;
 use crate::plan::{self, View};
 use crate::watch::{Target, Watchers, is_watched};
@@ -29,6 +30,12 @@ const TROUBLE_PAUSE: Duration = Duration::from_millis(500);
 /// Least pause between full passes: a burst of changes is taken together.
 const LEAST_PAUSE: Duration = Duration::from_millis(5);
 
+/// Pause between two writes of loads, in which a hint goes before the next one.
+const LOADS_PAUSE: Duration = Duration::from_millis(5);
+
+/// What is written of loads is read again after this time, should anybody else have touched it.
+const LOADS_REREAD: Duration = Duration::from_secs(600);
+
 /// Releases kept in memory; they never change, so only the number is bounded.
 const RELEASES_KEPT: usize = 50_000;
 
@@ -36,7 +43,14 @@ const RELEASES_KEPT: usize = 50_000;
 pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, shutdown: &CancellationToken) {
     let (hint, mut hinted) = watch::channel(Revision::default());
     let hints = tokio::spawn(follow_store(deps.clone(), hint, shutdown.clone()));
-    let mut sync = Sync::new(config, deps, metrics);
+    let (tell, mut figures) = watch::channel(AllFigures::default());
+    let reading = tokio::spawn(follow_figures(
+        deps.clone(),
+        Arc::clone(metrics),
+        tell,
+        shutdown.clone(),
+    ));
+    let mut sync = Sync::new(config, deps, metrics, figures.clone());
     let mut full_pass_due = true;
     while !shutdown.is_cancelled() {
         let pause = tokio::select! {
@@ -46,6 +60,7 @@ pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, sh
         full_pass_due = tokio::select! {
             () = shutdown.cancelled() => break,
             changed = hinted.changed() => changed.is_ok(),
+            changed = figures.changed() => changed.is_ok(),
             () = tokio::time::sleep(pause) => sync.full_pass_due(),
         };
         if full_pass_due {
@@ -55,6 +70,7 @@ pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, sh
         }
     }
     hints.abort();
+    reading.abort();
 }
 
 /// Turns the store's revisions into hints.
@@ -91,6 +107,9 @@ struct Sync<'a> {
     /// By app, the app's birth (a new app may bear an old name), and number.
     releases: HashMap<(AppId, Timestamp, u32), Arc<Release>>,
     published: Option<Published>,
+    /// `None`: what is written of loads is not known.
+    loads: Option<(Loads, Instant)>,
+    figures: watch::Receiver<AllFigures>,
     waiting: HashMap<InstanceId, Waiting>,
     passed_at: Option<Instant>,
     last_pass: Duration,
@@ -107,7 +126,12 @@ struct Published {
 }
 
 impl<'a> Sync<'a> {
-    fn new(config: &'a Config, deps: &'a Deps, metrics: &'a Arc<Metrics>) -> Self {
+    fn new(
+        config: &'a Config,
+        deps: &'a Deps,
+        metrics: &'a Arc<Metrics>,
+        figures: watch::Receiver<AllFigures>,
+    ) -> Self {
         let watchers = Watchers::new(
             Arc::clone(&deps.store),
             Arc::clone(metrics),
@@ -120,6 +144,8 @@ impl<'a> Sync<'a> {
             watchers,
             releases: HashMap::new(),
             published: None,
+            loads: None,
+            figures,
             waiting: HashMap::new(),
             passed_at: None,
             last_pass: Duration::ZERO,
@@ -144,7 +170,7 @@ impl<'a> Sync<'a> {
             // that never led has no business yet.
             Err(error) => {
                 tracing::warn!(%error, "the registry can't be reached");
-                self.published = None;
+                self.forget_written();
                 self.metrics.set_ready(false);
                 if self.metrics.leader.get() == 0 {
                     return TROUBLE_PAUSE;
@@ -160,10 +186,16 @@ impl<'a> Sync<'a> {
             Ok(()) => self.confirm().await,
             Err(trouble) => Err(trouble),
         };
+        let done = match done {
+            Ok(()) => self.write_loads().await,
+            Err(trouble) => Err(trouble),
+        };
         match done {
             Ok(()) => {
                 self.metrics.set_ready(true);
-                if self.waiting.is_empty() {
+                if self.loads.as_ref().is_some_and(|(loads, _)| loads.is_behind()) {
+                    LOADS_PAUSE
+                } else if self.waiting.is_empty() {
                     Duration::from_secs(self.config.full_pass_s.max(1))
                 } else {
                     ACKNOWLEDGE_POLL
@@ -177,8 +209,7 @@ impl<'a> Sync<'a> {
                 if matches!(trouble, Trouble::Registry(RegistryError::NotLeader)) {
                     self.stand_by();
                 }
-                // What was written is unknown now.
-                self.published = None;
+                self.forget_written();
                 TROUBLE_PAUSE
             }
         }
@@ -188,20 +219,56 @@ impl<'a> Sync<'a> {
         self.metrics.leader.set(0);
         self.watchers.set(HashMap::new());
         self.waiting.clear();
+        self.forget_written();
+    }
+
+    /// What is written is unknown from now on.
+    fn forget_written(&mut self) {
         self.published = None;
+        self.loads = None;
+    }
+
+    /// Finds out which loads are to be written, and writes the first of them.
+    async fn plan_loads(&mut self, instances: &[Instance], hosts: &HashMap<HostName, Host>) -> Result<(), Trouble> {
+        let Some(published) = &self.published else {
+            return Ok(());
+        };
+        let known = self.loads.take_if(|(_, read_at)| read_at.elapsed() < LOADS_REREAD);
+        let (mut loads, read_at) = match known {
+            Some(known) => known,
+            None => (Loads::new(self.deps.registry.loads().await?), Instant::now()),
+        };
+        let figures = Arc::clone(&self.figures.borrow());
+        loads.plan(instances, hosts, &published.snapshot, &figures);
+        self.loads = Some((loads, read_at));
+        Ok(())
+    }
+
+    /// Writes a few of the loads that are due. The revision is not noted: nobody waits for a load.
+    async fn write_loads(&mut self) -> Result<(), Trouble> {
+        let Some((loads, _)) = &mut self.loads else {
+            return Ok(());
+        };
+        let batch = loads.batch();
+        if !batch.is_empty() {
+            self.deps.registry.apply(&batch).await?;
+            self.metrics.loads.inc_by(batch.len() as u64);
+            loads.wrote(batch);
+        }
+        Ok(())
     }
 
     async fn pass(&mut self) -> Result<(), Trouble> {
         let begun = Instant::now();
         let instances = self.deps.store.instance_list(&InstanceFilter::held()).await?;
         let apps = self.deps.store.app_list().await?;
-        let hosts: HashMap<HostName, IpAddr> = self
+        let hosts: HashMap<HostName, Host> = self
             .deps
             .store
             .host_list()
             .await?
             .into_iter()
-            .map(|h| (h.name, h.address))
+            .map(|h| (h.name.clone(), h))
             .collect();
         let births: Births<'_> = apps.iter().map(|app| (&app.id, app.created_at)).collect();
         self.load_releases(&instances, &births).await?;
@@ -211,6 +278,10 @@ impl<'a> Sync<'a> {
         let targets = self.targets(&instances, &apps, &hosts, &births);
         self.watchers.set(targets);
         self.await_gateways(&instances, &hosts, &births);
+        let published = match published {
+            Ok(()) => self.plan_loads(&instances, &hosts).await,
+            trouble => trouble,
+        };
         self.last_pass = begun.elapsed();
         self.passed_at = Some(Instant::now());
         self.metrics.passes.observe(self.last_pass.as_secs_f64());
@@ -240,7 +311,7 @@ impl<'a> Sync<'a> {
         &mut self,
         instances: &[Instance],
         apps: &[App],
-        hosts: &HashMap<HostName, IpAddr>,
+        hosts: &HashMap<HostName, Host>,
     ) -> Result<(), Trouble> {
         let reread = Duration::from_secs(self.config.reread_s);
         let known = self.published.take_if(|p| p.read_at.elapsed() < reread);
@@ -279,7 +350,7 @@ impl<'a> Sync<'a> {
             published.snapshot.revision = published.snapshot.revision.max(revision);
             self.metrics.changes.inc_by(plan.changes.len() as u64);
             for change in plan.changes {
-                note(&mut published.snapshot, change);
+                published.snapshot.fold(change);
             }
         }
         published.ghosts = plan.ghosts;
@@ -298,7 +369,7 @@ impl<'a> Sync<'a> {
         &self,
         instances: &[Instance],
         apps: &[App],
-        hosts: &HashMap<HostName, IpAddr>,
+        hosts: &HashMap<HostName, Host>,
         births: &Births<'_>,
     ) -> HashMap<InstanceId, Target> {
         let protocols: HashMap<&AppId, Protocol> = apps.iter().map(|app| (&app.id, app.config.protocol)).collect();
@@ -307,7 +378,7 @@ impl<'a> Sync<'a> {
             let Some(release) = self.release_of(instance, births) else {
                 continue;
             };
-            let Some(address) = hosts.get(&instance.host) else {
+            let Some(host) = hosts.get(&instance.host) else {
                 continue;
             };
             let protocol = protocols.get(&instance.app).copied().unwrap_or_default();
@@ -317,7 +388,7 @@ impl<'a> Sync<'a> {
             };
             let target = Target {
                 instance: instance.clone(),
-                address: SocketAddr::new(*address, instance.port),
+                address: SocketAddr::new(host.address, instance.port),
                 check: release.spec.health.suited_to(protocol),
                 protocol,
                 on_failure: release.spec.on_failure,
@@ -329,7 +400,7 @@ impl<'a> Sync<'a> {
     }
 
     /// Notes whom the gateways have to take up or let go.
-    fn await_gateways(&mut self, instances: &[Instance], hosts: &HashMap<HostName, IpAddr>, births: &Births<'_>) {
+    fn await_gateways(&mut self, instances: &[Instance], hosts: &HashMap<HostName, Host>, births: &Births<'_>) {
         let Some(published) = &self.published else { return };
         let mut waiting = HashMap::new();
         for instance in instances {
@@ -421,24 +492,6 @@ type Births<'a> = HashMap<&'a AppId, Timestamp>;
 fn release_key(instance: &Instance, births: &Births<'_>) -> Option<(AppId, Timestamp, u32)> {
     let born = births.get(&instance.app)?;
     Some((instance.app.clone(), *born, instance.release))
-}
-
-/// Applies a written change to what is known of the registry.
-fn note(snapshot: &mut RegistrySnapshot, change: RegistryChange) {
-    match change {
-        RegistryChange::Put(key, endpoint) => {
-            snapshot.endpoints.insert(key, endpoint);
-        }
-        RegistryChange::Remove(key) => {
-            snapshot.endpoints.remove(&key);
-        }
-        RegistryChange::Config(app, config) => {
-            snapshot.configs.insert(app, config);
-        }
-        RegistryChange::ConfigRemove(app) => {
-            snapshot.configs.remove(&app);
-        }
-    }
 }
 
 /// Why a pass failed.

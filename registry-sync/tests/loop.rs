@@ -12,9 +12,9 @@ use model::registry::{Acknowledgement, RegistryReader as _, RegistryRevision, Re
 use model::spec::{OnFailure, ProbeKind};
 use model::store::{Expected, HostIntent, Intent, IntentOutcome, Pick, PlaceOutcome, Placing, Store};
 use model::{
-    App, AppConfig, AppId, AppStatus, ContainerId, EventKind, FailureCode, Generation, Host, Instance, InstanceChange,
-    InstanceId, InstanceState, NewEvent, Operation, OperationId, Release, ReleaseSpec, Schedulability, TenantId,
-    Timestamp,
+    App, AppConfig, AppId, AppStatus, ContainerId, EventKind, FailureCode, Figures, Generation, Host, Instance,
+    InstanceChange, InstanceId, InstanceState, Load, NewEvent, Operation, OperationId, Release, ReleaseSpec,
+    Schedulability, TenantId, Timestamp,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -39,7 +39,7 @@ impl Bed {
             address: [127, 0, 0, 1].into(),
             engine: "fake://h1".into(),
             labels: Default::default(),
-            region: String::new(),
+            region: "eu".into(),
             memory_mb: 10_000,
             cpu_millis: 2_000,
             port_range: (20_000, 65_535),
@@ -228,6 +228,19 @@ impl Bed {
         }
     }
 
+    async fn wait_loads(&self, what: &str, holds: impl Fn(&[Load]) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            let loads = self.registry.loads().await.expect("reads");
+            let loads: Vec<Load> = loads.into_values().collect();
+            if holds(&loads) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "waited for {what}, but it is {loads:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     async fn wait_published(&self, what: &str, holds: impl Fn(&RegistrySnapshot) -> bool) -> RegistrySnapshot {
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
@@ -328,6 +341,39 @@ async fn an_instance_is_published_when_alive_withdrawn_when_not_and_drained_when
     bed.wait(&instance.id, "drained", |i| i.state == InstanceState::Drained)
         .await;
     assert!(bed.registry.published().await.expect("reads").endpoints.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_comes_and_goes_with_its_endpoint() {
+    let mut bed = Bed::start().await;
+    let app = bed.app("hello", quick()).await;
+    let instance = bed.instance(&app.id, "c1").await;
+    let _up = upstream(instance.port).await;
+    bed.wait_loads(
+        "its region, before anything was measured",
+        |loads| matches!(loads, [load] if load.region == "eu" && load.host.as_str() == "h1" && load.figures.is_none()),
+    )
+    .await;
+
+    let figures = Figures {
+        cpu_milli: 120,
+        memory_bytes: 1 << 20,
+        memory_limit_bytes: 64 << 20,
+        at: Timestamp::from_millis(1_700_000_000_000),
+    };
+    bed.kill_role().await;
+    let stored = bed.store.figures_put(&[(instance.id.clone(), figures)]).await;
+    stored.expect("kept");
+    bed.start_role().await;
+    bed.wait_loads(
+        "its figures",
+        |loads| matches!(loads, [load] if load.figures == Some(figures)),
+    )
+    .await;
+
+    let row = bed.wait(&instance.id, "quiet", |_| true).await;
+    bed.change(&row, &InstanceChange::Drain).await;
+    bed.wait_loads("its end", <[Load]>::is_empty).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
 //! Figures of use: every few seconds each engine is asked what its running containers use. They feed the API, the
-//! figures of the process, and `most_idle_cpu`; nothing fails without them.
+//! figures of the process, `most_idle_cpu`, and (through the store and registry-sync) the registry; nothing fails
+//! without them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use model::engine::ContainerStats;
 use model::store::InstanceFilter;
-use model::{ContainerId, Host, HostChange, HostName, InstanceId, InstanceState, Timestamp};
+use model::{ContainerId, Figures, Host, HostChange, HostName, InstanceId, InstanceState, Timestamp};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +24,12 @@ const HOSTS_AT_ONCE: usize = 32;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// A host's row is written when its use moved by more than this share of its CPUs (per cent).
 const WORTH_WRITING: u32 = 5;
+
+/// An instance's figures are stored when they moved by this share (per cent) of a core, of its memory limit or of what they
+/// were, whichever of them is most.
+const FIGURES_WORTH_STORING: u64 = 5;
+/// Figures that did not move are stored again after this time, so that what still stands can be told from what was left.
+const FIGURES_STORED_AGAIN: Duration = Duration::from_secs(300);
 
 /// The last reading of a container's CPU time.
 type Readings = HashMap<InstanceId, (Instant, u64)>;
@@ -84,12 +91,15 @@ async fn round(fleet: &Arc<Fleet>, readings: &mut Readings) -> bool {
         .await;
     let mut latest = HashMap::new();
     let mut next = Readings::new();
+    let mut measured = Vec::new();
     for (host, stats) in answers {
         let mut used = 0.0;
         for (id, at, stats) in stats {
-            used += readings
-                .get(&id)
-                .map_or(0.0, |(before, cpu)| cpu_millis(*before, *cpu, at, stats.cpu_total_ns));
+            if let Some((before, cpu)) = readings.get(&id) {
+                let cpu = cpu_millis(*before, *cpu, at, stats.cpu_total_ns);
+                used += cpu;
+                measured.push((id.clone(), figures(cpu, &stats)));
+            }
             next.insert(id.clone(), (at, stats.cpu_total_ns));
             latest.insert(id, stats);
         }
@@ -97,7 +107,38 @@ async fn round(fleet: &Arc<Fleet>, readings: &mut Readings) -> bool {
     }
     *readings = next;
     fleet.set_stats(latest);
-    true
+    store_figures(fleet, measured).await
+}
+
+/// Stores the figures that are worth it, together; `false` when the store did not answer. Several schedulers measure the
+/// same instances: whoever comes second finds them just stored.
+async fn store_figures(fleet: &Fleet, mut measured: Vec<(InstanceId, Figures)>) -> bool {
+    let Ok(stored) = fleet.store.figures_list().await else {
+        return false;
+    };
+    let stored: HashMap<InstanceId, Figures> = stored.into_iter().collect();
+    measured.retain(|(id, figures)| stored.get(id).is_none_or(|before| worth_storing(before, figures)));
+    measured.is_empty() || fleet.store.figures_put(&measured).await.is_ok()
+}
+
+/// Whether figures moved far enough, or are old enough, to be stored.
+fn worth_storing(before: &Figures, now: &Figures) -> bool {
+    let moved = |before: u64, now: u64, whole: u64| {
+        before.abs_diff(now).saturating_mul(100) >= FIGURES_WORTH_STORING * before.max(whole).max(1)
+    };
+    now.at.since(before.at) >= FIGURES_STORED_AGAIN
+        || now.memory_limit_bytes != before.memory_limit_bytes
+        || moved(before.cpu_milli.into(), now.cpu_milli.into(), 1_000)
+        || moved(before.memory_bytes, now.memory_bytes, before.memory_limit_bytes)
+}
+
+fn figures(cpu_milli: f64, stats: &ContainerStats) -> Figures {
+    Figures {
+        cpu_milli: whole(cpu_milli),
+        memory_bytes: stats.memory_bytes,
+        memory_limit_bytes: stats.memory_limit_bytes,
+        at: Timestamp::now(),
+    }
 }
 
 async fn read_host(fleet: &Fleet, host: &Host, containers: Vec<(InstanceId, ContainerId)>) -> Vec<Reading> {
@@ -130,14 +171,18 @@ fn worth_writing(host: &Host, used: u32) -> bool {
     host.used_cpu_millis.abs_diff(used) > host.cpu_millis.max(1) / 100 * WORTH_WRITING
 }
 
+/// A sum of finite shares as a whole number.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped to the range first"
+)]
+fn whole(millis: f64) -> u32 {
+    millis.clamp(0.0, f64::from(u32::MAX)) as u32
+}
+
 async fn note_use(fleet: &Fleet, host: &Host, used: f64) {
-    // A sum of finite shares, far below the range's end.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped to the range first"
-    )]
-    let used = used.clamp(0.0, f64::from(u32::MAX)) as u32;
+    let used = whole(used);
     if worth_writing(host, used) {
         // A conflict or an error costs nothing: the next round measures anew.
         let _ = fleet
@@ -158,5 +203,49 @@ mod tests {
         assert!((cpu_millis(start, 0, later, 5_000_000_000) - 500.0).abs() < 0.001);
         assert!(cpu_millis(start, 9, later, 3).abs() < f64::EPSILON, "restarted");
         assert!(cpu_millis(start, 0, start, 3).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn figures_are_stored_when_they_moved_or_are_old() {
+        let at = |s: i64| Timestamp::from_millis(s * 1_000);
+        let before = Figures {
+            cpu_milli: 100,
+            memory_bytes: 50 << 20,
+            memory_limit_bytes: 512 << 20,
+            at: at(0),
+        };
+        let with = |change: fn(&mut Figures)| {
+            let mut now = Figures { at: at(10), ..before };
+            change(&mut now);
+            worth_storing(&before, &now)
+        };
+        assert!(!with(|_| {}));
+        assert!(!with(|f| f.cpu_milli = 149));
+        assert!(with(|f| f.cpu_milli = 150));
+        assert!(with(|f| f.cpu_milli = 50));
+        assert!(!with(|f| f.memory_bytes += 25 << 20));
+        assert!(with(|f| f.memory_bytes += 26 << 20));
+        assert!(with(|f| f.memory_limit_bytes += 1));
+        assert!(!with(|f| f.at = Timestamp::from_millis(299_999)));
+        assert!(with(|f| f.at = Timestamp::from_millis(300_000)));
+        // Of four cores in use a twentieth is a fifth of a core.
+        let busy = Figures {
+            cpu_milli: 4_000,
+            ..before
+        };
+        assert!(!worth_storing(
+            &busy,
+            &Figures {
+                cpu_milli: 4_199,
+                ..busy
+            }
+        ));
+        assert!(worth_storing(
+            &busy,
+            &Figures {
+                cpu_milli: 4_200,
+                ..busy
+            }
+        ));
     }
 }

@@ -106,7 +106,7 @@ impl RegistryReader for FileReader {
 mod tests {
     use super::*;
     use futures::StreamExt as _;
-    use model::contract::registry::{endpoint, key};
+    use model::contract::registry::{endpoint, key, load};
 
     async fn next(events: &mut Receiver<RegistryEvent>) -> RegistryEvent {
         let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await;
@@ -117,6 +117,9 @@ mod tests {
         let mut snapshot = RegistrySnapshot::default();
         for port in ports {
             let key = key("hello", "1", &format!("c{port}"));
+            snapshot
+                .loads
+                .insert(key.load_key(), load("eu", Some(u32::from(*port))));
             snapshot.endpoints.insert(key, endpoint(*port));
         }
         serde_json::to_string(&SnapshotFile::from(&snapshot)).expect("json")
@@ -144,6 +147,8 @@ mod tests {
             panic!("not a snapshot")
         };
         assert_eq!(snapshot.endpoints.len(), 2);
+        let second = key("hello", "1", "c20001").load_key();
+        assert_eq!(snapshot.loads.get(&second), Some(&load("eu", Some(20_001))));
         reader
             .acknowledge("g", &Acknowledgement::default())
             .await

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use futures::SinkExt as _;
 use futures::channel::mpsc::{self, Receiver, Sender};
 use model::registry::{
-    Acknowledgement, RegistryChange, RegistryError, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
-    RegistryWriter,
+    Acknowledgement, LoadKey, RegistryChange, RegistryError, RegistryEvent, RegistryReader, RegistryRevision,
+    RegistrySnapshot, RegistryWriter,
 };
 use tokio::sync::watch;
 
@@ -42,20 +42,7 @@ struct State {
 impl State {
     fn write(&mut self, change: &RegistryChange) {
         self.content.revision.0 += 1;
-        match change {
-            RegistryChange::Put(key, endpoint) => {
-                self.content.endpoints.insert(key.clone(), *endpoint);
-            }
-            RegistryChange::Remove(key) => {
-                self.content.endpoints.remove(key);
-            }
-            RegistryChange::Config(app, config) => {
-                self.content.configs.insert(app.clone(), config.clone());
-            }
-            RegistryChange::ConfigRemove(app) => {
-                self.content.configs.remove(app);
-            }
-        }
+        self.content.fold(change.clone());
         if self.log.len() == LOG_LIMIT {
             self.log.pop_front();
         }
@@ -160,7 +147,17 @@ impl RegistryWriter for MemoryRegistry {
     }
 
     async fn published(&self) -> Result<RegistrySnapshot, RegistryError> {
-        Ok(lock(&self.state).content.clone())
+        let state = lock(&self.state);
+        Ok(RegistrySnapshot {
+            revision: state.content.revision,
+            endpoints: state.content.endpoints.clone(),
+            configs: state.content.configs.clone(),
+            loads: BTreeMap::new(),
+        })
+    }
+
+    async fn loads(&self) -> Result<BTreeMap<LoadKey, model::Load>, RegistryError> {
+        Ok(lock(&self.state).content.loads.clone())
     }
 
     async fn apply(&self, changes: &[RegistryChange]) -> Result<RegistryRevision, RegistryError> {

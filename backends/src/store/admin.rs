@@ -143,6 +143,9 @@ pub(super) async fn prune(
             let released = "SELECT id FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY app ORDER BY released_at DESC, \
                 id DESC) AS place FROM instances WHERE released_at IS NOT NULL) AS ranked WHERE place > ? LIMIT ?";
             let mut gone = delete_each(tx, "instances", released, &values![keep, PRUNED]).await?;
+            let idle = "SELECT id FROM instance_figures WHERE id NOT IN \
+                (SELECT id FROM instances WHERE released_at IS NULL) LIMIT ?";
+            gone += delete_each(tx, "instance_figures", idle, &values![PRUNED]).await?;
             // From the head up to the first that is kept: numbers grow with time, and no gap is left behind.
             let head = "SELECT COALESCE(MIN(CASE WHEN at >= ? THEN seq END), MAX(seq) + 1) \
                 FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) AS head";

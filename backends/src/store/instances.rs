@@ -2,10 +2,10 @@
 
 use model::instance::FailureCode;
 use model::store::{InstanceFilter, Outcome, PORT_REST, StoreError};
-use model::{EventKind, Instance, InstanceChange, InstanceId, InstanceState, NewEvent, Timestamp};
+use model::{EventKind, Figures, Instance, InstanceChange, InstanceId, InstanceState, NewEvent, Timestamp};
 
 use super::database::{Fault, Value, values};
-use super::rows;
+use super::rows::{self, InstanceFigures, Stored as _, placeholders, runs};
 use super::transaction::{End, Transactions, Tx};
 
 pub(super) async fn list(at: &Transactions, filter: &InstanceFilter) -> Result<Vec<Instance>, StoreError> {
@@ -91,6 +91,40 @@ pub(super) async fn update(
                 tx.record(event, now);
             }
             Ok(End::Commit(Outcome::Updated(next.clone())))
+        })
+    })
+    .await
+}
+
+/// The newest figures of all instances that have any.
+pub(super) async fn figures(at: &Transactions) -> Result<Vec<(InstanceId, Figures)>, StoreError> {
+    let rows: Vec<InstanceFigures> = at
+        .read(|tx| Box::pin(async move { tx.list("FROM instance_figures", &[]).await }))
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.0, row.1)).collect())
+}
+
+/// Replaces the figures of instances, always in the order of their ids: so that several schedulers that measure the
+/// same instances wait for each other instead of standing in each other's way.
+pub(super) async fn put_figures(at: &Transactions, figures: &[(InstanceId, Figures)]) -> Result<(), StoreError> {
+    let mut sorted: Vec<&(InstanceId, Figures)> = figures.iter().collect();
+    sorted.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    let sorted = &sorted;
+    at.write(|tx| {
+        Box::pin(async move {
+            for run in runs(sorted) {
+                let mut all = Vec::with_capacity(run.len() * 5);
+                for (id, f) in run {
+                    all.extend(values![id, f.cpu_milli, f.memory_bytes, f.memory_limit_bytes, f.at]);
+                }
+                let sql = format!(
+                    "REPLACE INTO instance_figures ({}) VALUES {}",
+                    InstanceFigures::COLUMNS,
+                    placeholders(run.len(), 5)
+                );
+                tx.execute(sql, &all).await?;
+            }
+            Ok(End::Commit(()))
         })
     })
     .await

@@ -27,7 +27,7 @@ use model::store::{
     Outcome, PlaceOutcome, Placing, RegistryCredentials, Revision, Store, StoreError, Token,
 };
 use model::{
-    App, AppId, Event, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, NewEvent, Operation,
+    App, AppId, Event, Figures, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, NewEvent, Operation,
     OperationId, PlatformId, Release, Timestamp,
 };
 use sqlx::Connection as _;
@@ -218,6 +218,10 @@ impl InstanceStore for SqlStore {
         apps::release(&self.at, app, number).await
     }
 
+    async fn figures_list(&self) -> Result<Vec<(InstanceId, Figures)>, StoreError> {
+        instances::figures(&self.at).await
+    }
+
     async fn host_list(&self) -> Result<Vec<Host>, StoreError> {
         hosts::list(&self.at).await
     }
@@ -267,6 +271,10 @@ impl Store for SqlStore {
 
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError> {
         instances::token_hash(&self.at, id).await
+    }
+
+    async fn figures_put(&self, figures: &[(InstanceId, Figures)]) -> Result<(), StoreError> {
+        instances::put_figures(&self.at, figures).await
     }
 
     async fn history_prune(&self, keep: u32, events_before: Timestamp, now: Timestamp) -> Result<u64, StoreError> {

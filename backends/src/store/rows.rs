@@ -4,7 +4,8 @@ use std::str::FromStr;
 
 use model::store::{RegistryCredentials, StoreError, Token};
 use model::{
-    App, AppId, Event, Failure, Generation, Host, HostName, Instance, NewEvent, Operation, Release, Timestamp,
+    App, AppId, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId, NewEvent, Operation,
+    Release, Timestamp,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -313,6 +314,24 @@ impl Stored for RegistryCredentials {
             username: c.text()?,
             password: c.text()?,
         })
+    }
+}
+
+/// The newest figures of an instance.
+pub(super) struct InstanceFigures(pub(super) InstanceId, pub(super) Figures);
+
+impl Stored for InstanceFigures {
+    const COLUMNS: &'static str = "id, cpu_milli, memory_bytes, memory_limit_bytes, measured_at";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        let id = c.id()?;
+        let figures = Figures {
+            cpu_milli: c.int()?,
+            memory_bytes: c.int()?,
+            memory_limit_bytes: c.int()?,
+            at: c.time()?,
+        };
+        Ok(Self(id, figures))
     }
 }
 

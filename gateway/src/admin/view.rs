@@ -53,6 +53,9 @@ pub(super) struct View<'a> {
     latency_us: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<ErrorView>,
+    /// Its host, the host's region and what it uses, as the registry says; absent: not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    load: Option<Arc<model::Load>>,
 }
 
 #[derive(Serialize)]
@@ -88,6 +91,7 @@ pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'
             reason: error.what,
             ago_s: seconds_since(error.at_ms),
         }),
+        load: e.load(),
     }
 }
 

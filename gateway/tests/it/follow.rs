@@ -103,6 +103,44 @@ async fn a_withdrawal_is_acknowledged_with_what_still_drains() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn loads_are_shown_whenever_they_come() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let load = |container: &str, region: &str, cpu: u32| {
+        let text = format!(
+            r#"{{"host":"h1","region":"{region}","cpu_milli":{cpu},"memory_bytes":1,"memory_limit_bytes":2,"at":3}}"#
+        );
+        let load = model::Load::parse(text.as_bytes()).unwrap();
+        (
+            RegistryChange::Load(key("hello", "1", container).load_key(), load),
+            text,
+        )
+    };
+    let shown = async || gateway.admin("/routes?app=hello").await.body;
+    assert!(!shown().await.contains("\"load\""), "{}", shown().await);
+    // One for an endpoint that is there, one for an endpoint that comes later, one for nobody.
+    let (first, first_text) = load("c0", "eu", 120);
+    let (later, later_text) = load("c1", "us", 7);
+    let (nobody, _) = load("c9", "us", 9);
+    gateway.tell(changes(2, vec![first, later, nobody]), 2).await;
+    assert!(shown().await.contains(&first_text), "{}", shown().await);
+    assert!(!shown().await.contains(&later_text), "{}", shown().await);
+    gateway.tell(changes(3, vec![put("hello", "1", "c1", app.at)]), 3).await;
+    assert!(shown().await.contains(&later_text), "{}", shown().await);
+    let (moved, moved_text) = load("c0", "eu", 990);
+    let gone = RegistryChange::LoadRemove(key("hello", "1", "c1").load_key());
+    gateway.tell(changes(4, vec![moved, gone]), 4).await;
+    let routes = shown().await;
+    assert!(
+        routes.contains(&moved_text) && !routes.contains(&later_text),
+        "{routes}"
+    );
+    // A whole registry without loads takes them away.
+    gateway.tell(snapshot(5, &[("hello", "1", "c0", app.at)], &[]), 5).await;
+    assert!(!shown().await.contains("\"load\""), "{}", shown().await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_new_after_an_acknowledgement() {
     // Under constant load, once a withdrawal without draining is acknowledged, the withdrawn upstream hears nothing more.
     let (one, two) = (Recorder::start("one").await, Recorder::start("two").await);

@@ -75,6 +75,7 @@ pub(crate) fn snapshot(
             .map(|(a, v, c, at)| (key(a, v, c), model::Endpoint(*at)))
             .collect(),
         configs: configs.iter().map(|(a, c)| (a.parse().unwrap(), c.clone())).collect(),
+        ..RegistrySnapshot::default()
     })
 }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::channel::mpsc::Receiver;
 
-use crate::AppConfig;
 use crate::registry::{
     Acknowledgement, Endpoint, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
     RegistrySnapshot, RegistryWriter,
 };
+use crate::{AppConfig, Figures, Load, Timestamp};
 
 /// How long anything may take before the suite calls it missing.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +35,20 @@ pub fn config(domain: &str) -> AppConfig {
     AppConfig {
         domains: vec![domain.into()],
         ..AppConfig::default()
+    }
+}
+
+/// The load of an instance on host h1 in `region`.
+pub fn load(region: &str, cpu_milli: Option<u32>) -> Load {
+    Load {
+        host: "h1".parse().expect("a valid host name"),
+        region: region.into(),
+        figures: cpu_milli.map(|cpu_milli| Figures {
+            cpu_milli,
+            memory_bytes: 1 << 20,
+            memory_limit_bytes: 1 << 28,
+            at: Timestamp::from_millis(1_700_000_000_000),
+        }),
     }
 }
 
@@ -86,7 +100,7 @@ impl Mirror {
                 );
                 self.content.revision = revision;
                 for change in changes {
-                    fold(&mut self.content, change);
+                    self.content.fold(change);
                 }
             }
             RegistryEvent::Disconnected(_) => {
@@ -129,23 +143,6 @@ impl Mirror {
             self.content.endpoints.len(),
             self.content.configs.len()
         )
-    }
-}
-
-fn fold(content: &mut RegistrySnapshot, change: RegistryChange) {
-    match change {
-        RegistryChange::Put(key, endpoint) => {
-            content.endpoints.insert(key, endpoint);
-        }
-        RegistryChange::Remove(key) => {
-            content.endpoints.remove(&key);
-        }
-        RegistryChange::Config(app, config) => {
-            content.configs.insert(app, config);
-        }
-        RegistryChange::ConfigRemove(app) => {
-            content.configs.remove(&app);
-        }
     }
 }
 
@@ -205,6 +202,70 @@ pub async fn changes_are_seen(reader: Arc<dyn RegistryReader>, writer: Arc<dyn R
     assert_eq!(mirror.content.endpoints, BTreeMap::from([(b, endpoint(20_003))]));
     assert!(mirror.content.configs.is_empty());
     assert_eq!(mirror.snapshots, 1, "all of this came as changes");
+}
+
+/// Loads come with, after and without their endpoints' changes; they go by themselves, and one key may have several.
+pub async fn loads_are_seen(reader: Arc<dyn RegistryReader>, writer: Arc<dyn RegistryWriter>) {
+    lead(&*writer).await;
+    let mut mirror = Mirror::new(&*reader);
+    mirror.until("a first snapshot", |m| m.snapshots == 1).await;
+    let (a, b) = (key("hello", "1", "c1"), key("hello", "2", "c2"));
+    writer
+        .apply(&[
+            RegistryChange::Put(a.clone(), endpoint(20_000)),
+            RegistryChange::Put(b.clone(), endpoint(20_001)),
+            RegistryChange::Load(a.load_key(), load("eu", None)),
+        ])
+        .await
+        .expect("written");
+    let r = writer
+        .apply(&[
+            RegistryChange::Load(b.load_key(), load("us", Some(7))),
+            RegistryChange::Load(a.load_key(), load("eu", Some(1))),
+            RegistryChange::Load(a.load_key(), load("eu", Some(250))),
+            RegistryChange::LoadRemove(key("gone", "1", "c9").load_key()),
+        ])
+        .await
+        .expect("written");
+    mirror.reach(r).await;
+    let both = BTreeMap::from([
+        (a.load_key(), load("eu", Some(250))),
+        (b.load_key(), load("us", Some(7))),
+    ]);
+    assert_eq!(mirror.content.loads, both);
+    assert_eq!(mirror.content.endpoints.len(), 2, "loads are no endpoints");
+    assert_eq!(mirror.snapshots, 1, "all of this came as changes");
+    assert_eq!(writer.loads().await.expect("read"), both);
+    // Who comes later has them in its snapshot.
+    let mut later = Mirror::new(&*reader);
+    later.until("a snapshot", |m| m.snapshots == 1).await;
+    assert_eq!(later.content.loads, both);
+
+    // A load that outlived its endpoint is there again with it.
+    writer.apply(&[RegistryChange::Remove(b.clone())]).await.expect("gone");
+    let mut third = Mirror::new(&*reader);
+    third.until("a snapshot", |m| m.snapshots == 1).await;
+    let r = writer.apply(&[RegistryChange::Put(b.clone(), endpoint(20_001))]).await;
+    third.reach(r.expect("written")).await;
+    assert_eq!(third.content.loads, both);
+
+    let r = writer
+        .apply(&[
+            RegistryChange::Remove(b.clone()),
+            RegistryChange::LoadRemove(b.load_key()),
+            RegistryChange::LoadRemove(a.load_key()),
+        ])
+        .await
+        .expect("written");
+    for mirror in [&mut mirror, &mut later, &mut third] {
+        mirror.reach(r).await;
+        assert!(mirror.content.loads.is_empty());
+        assert_eq!(
+            mirror.content.endpoints,
+            BTreeMap::from([(a.clone(), endpoint(20_000))])
+        );
+    }
+    assert!(writer.loads().await.expect("read").is_empty());
 }
 
 /// Who starts to follow hears everything that is there, in one snapshot.

@@ -151,8 +151,16 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<String>,
 }
 
+/// Which loads [`load`] reads.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Loads {
+    /// Those of the endpoints that are there.
+    OfEndpoints,
+    None,
+}
+
 /// Reads the whole tree.
-pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
+pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree, loads: Loads) -> Result<Loaded, Error> {
     let revision = read_data(client, limit, std::slice::from_ref(&tree.revision)).await?;
     let revision = revision_of(revision.first().and_then(Option::as_ref));
     let mut paths = vec![tree.address.clone()];
@@ -160,7 +168,25 @@ pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree) -> Resul
         paths = descend(client, limit, &paths).await?;
     }
     paths.append(&mut descend(client, limit, std::slice::from_ref(&tree.config)).await?);
+    let mut loaded = read_leaves(client, limit, tree, paths, loads).await?;
+    loaded.revision = revision;
+    Ok(loaded)
+}
 
+/// All loads that are there, those without an endpoint too.
+pub(super) async fn load_loads(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
+    let apps = descend(client, limit, std::slice::from_ref(&tree.load)).await?;
+    let paths = descend(client, limit, &apps).await?;
+    read_leaves(client, limit, tree, paths, Loads::None).await
+}
+
+async fn read_leaves(
+    client: &Client,
+    limit: Duration,
+    tree: &Tree,
+    mut paths: Vec<String>,
+    loads: Loads,
+) -> Result<Loaded, Error> {
     let mut leaves = Vec::with_capacity(paths.len());
     let mut foreign = Vec::new();
     paths.retain(|path| match tree.parse(path) {
@@ -173,10 +199,16 @@ pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree) -> Resul
             false
         }
     });
+    if loads == Loads::OfEndpoints {
+        // Their names are known without listing them.
+        let of_endpoints: Vec<Leaf> = leaves.iter().filter_map(Leaf::load).collect();
+        paths.extend(of_endpoints.iter().map(|leaf| tree.leaf(leaf)));
+        leaves.extend(of_endpoints);
+    }
     let data = read_data(client, limit, &paths).await?;
     let entries = leaves.into_iter().zip(data);
     Ok(Loaded {
-        revision,
+        revision: RegistryRevision::default(),
         // What vanished between the listing and the read is not there.
         entries: entries.filter_map(|(leaf, reply)| Some((leaf, reply?.0))).collect(),
         foreign,

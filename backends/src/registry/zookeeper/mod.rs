@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! /caas/service/address/{appId}/{version}/{containerId} = {hostIP}:{port}
+//! /caas/service/load/{appId}/{containerId}              = JSON Load
 //! /caas/service/config/{appId}                          = JSON AppConfig
 //! /caas/service/revision                                = touched by every write, see below
 //! /caas/gateways/{gatewayId}         (ephemeral)        = JSON Acknowledgement

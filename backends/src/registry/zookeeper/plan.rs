@@ -70,11 +70,14 @@ fn weight(change: &RegistryChange) -> usize {
         }
         RegistryChange::Config(_, config) => 500 + encode(config).len(),
         RegistryChange::ConfigRemove(_) => 500,
+        RegistryChange::Load(key, _) | RegistryChange::LoadRemove(key) => {
+            2 * (key.app.as_str().len() + key.container.as_str().len() + 400)
+        }
     }
 }
 
-fn encode(config: &model::AppConfig) -> Vec<u8> {
-    serde_json::to_vec(config).expect("it has only text keys and no map that could fail")
+fn encode(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("it has only text keys and no map that could fail")
 }
 
 /// What is to be at each leaf after `changes`: the last word on each counts.
@@ -84,6 +87,8 @@ fn wanted(changes: &[RegistryChange]) -> BTreeMap<Leaf, Option<Vec<u8>>> {
         RegistryChange::Remove(key) => (Leaf::Endpoint(key.clone()), None),
         RegistryChange::Config(app, config) => (Leaf::Config(app.clone()), Some(encode(config))),
         RegistryChange::ConfigRemove(app) => (Leaf::Config(app.clone()), None),
+        RegistryChange::Load(key, load) => (Leaf::Load(key.clone()), Some(encode(load))),
+        RegistryChange::LoadRemove(key) => (Leaf::Load(key.clone()), None),
     });
     each.collect()
 }
@@ -93,10 +98,7 @@ pub(super) fn needed(tree: &Tree, changes: &[RegistryChange]) -> Vec<String> {
     let mut paths = BTreeSet::new();
     for leaf in wanted(changes).keys() {
         paths.insert(tree.leaf(leaf));
-        if let Leaf::Endpoint(key) = leaf {
-            paths.insert(tree.app(&key.app));
-            paths.insert(tree.version(key));
-        }
+        paths.extend(tree.parents(leaf));
     }
     paths.into_iter().collect()
 }
@@ -109,40 +111,41 @@ pub(super) fn plan(tree: &Tree, changes: &[RegistryChange], nodes: &BTreeMap<Str
     let mut removals = Vec::new();
     // Children of the parents, as the steps leave them.
     let mut children: BTreeMap<String, i32> = nodes.iter().map(|(p, n)| (p.clone(), n.children)).collect();
-    let mut maybe_empty = BTreeSet::new();
+    // Parents of what goes, each with those above it, the outermost first.
+    let mut maybe_empty: BTreeSet<Vec<String>> = BTreeSet::new();
     for (leaf, data) in wanted(changes) {
         let path = tree.leaf(&leaf);
+        let parents = tree.parents(&leaf);
         let Some(data) = data else {
             if let Some(node) = nodes.get(&path) {
-                removals.push((leaf.clone(), path, node));
+                removals.push((path, parents.last().cloned(), node));
             }
-            if let Leaf::Endpoint(key) = leaf {
-                maybe_empty.insert((tree.app(&key.app), tree.version(&key)));
-            }
+            maybe_empty.insert(parents);
             continue;
         };
         match nodes.get(&path) {
             Some(node) if node.data == data => {}
             Some(_) => ops.push(Op::Set(path, data)),
             None => {
-                if let Leaf::Endpoint(key) = &leaf {
-                    let (app, version) = (tree.app(&key.app), tree.version(key));
-                    if !children.contains_key(&app) {
-                        children.insert(app.clone(), 0);
-                        ops.push(Op::Create(app.clone(), Vec::new()));
+                let mut above: Option<String> = None;
+                for parent in parents {
+                    if !children.contains_key(&parent) {
+                        if let Some(above) = above {
+                            *children.entry(above).or_default() += 1;
+                        }
+                        children.insert(parent.clone(), 0);
+                        ops.push(Op::Create(parent.clone(), Vec::new()));
                     }
-                    if !children.contains_key(&version) {
-                        *children.entry(app).or_default() += 1;
-                        children.insert(version.clone(), 0);
-                        ops.push(Op::Create(version.clone(), Vec::new()));
-                    }
-                    *children.entry(version).or_default() += 1;
+                    above = Some(parent);
+                }
+                if let Some(above) = above {
+                    *children.entry(above).or_default() += 1;
                 }
                 ops.push(Op::Create(path, data));
             }
         }
     }
-    for (leaf, path, node) in removals {
+    for (path, parent, node) in removals {
         if node.children > 0 {
             // Somebody put nodes below it: it can't be deleted, but it names no endpoint any more.
             if !node.data.is_empty() {
@@ -151,33 +154,37 @@ pub(super) fn plan(tree: &Tree, changes: &[RegistryChange], nodes: &BTreeMap<Str
             continue;
         }
         ops.push(Op::Delete(path));
-        if let Leaf::Endpoint(key) = leaf {
-            *children.entry(tree.version(&key)).or_default() -= 1;
+        if let Some(parent) = parent {
+            *children.entry(parent).or_default() -= 1;
         }
     }
-    let mut apps = BTreeSet::new();
-    for (app, version) in maybe_empty {
-        if children.get(&version) == Some(&0) {
-            *children.entry(app.clone()).or_default() -= 1;
-            ops.push(Op::Delete(version));
+    // The innermost first: a version that goes may leave its app empty.
+    while !maybe_empty.is_empty() {
+        let mut above = BTreeSet::new();
+        for mut parents in maybe_empty {
+            let Some(parent) = parents.pop() else { continue };
+            if children.get(&parent) == Some(&0) {
+                if let Some(grandparent) = parents.last() {
+                    *children.entry(grandparent.clone()).or_default() -= 1;
+                }
+                ops.push(Op::Delete(parent));
+            }
+            above.insert(parents);
         }
-        apps.insert(app);
+        maybe_empty = above;
+        maybe_empty.remove(&Vec::new());
     }
-    ops.extend(
-        apps.into_iter()
-            .filter(|app| children.get(app) == Some(&0))
-            .map(Op::Delete),
-    );
     ops
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::contract::registry::{config, endpoint, key};
+    use model::contract::registry::{config, endpoint, key, load};
     use model::registry::EntryKey;
 
     const ROOT: &str = "/caas/service/address";
+    const LOADS: &str = "/caas/service/load";
 
     fn put(key: EntryKey) -> RegistryChange {
         RegistryChange::Put(key, endpoint(80))
@@ -245,6 +252,33 @@ mod tests {
         // The last word on a key counts.
         let changes = [put(key("a", "1", "c1")), RegistryChange::Remove(key("a", "1", "c1"))];
         assert_eq!(shown(&changes, &nodes(&[])), [""; 0]);
+    }
+
+    #[test]
+    fn registry_plan_keeps_loads_under_their_app() {
+        let load = |c: &str| RegistryChange::Load(key("a", "1", c).load_key(), load("eu", None));
+        let gone = |c: &str| RegistryChange::LoadRemove(key("a", "1", c).load_key());
+        let show = |changes: &[RegistryChange], there: &[(&str, i32)]| {
+            let node = |children| Node {
+                data: Vec::new(),
+                children,
+            };
+            let nodes = there.iter().map(|(path, n)| (format!("{LOADS}{path}"), node(*n)));
+            let ops = plan(&Tree::new(""), changes, &nodes.collect());
+            let show = |op: Op| match op {
+                Op::Create(path, _) => format!("+{path}"),
+                Op::Set(path, _) => format!("={path}"),
+                Op::Delete(path) => format!("-{path}"),
+            };
+            ops.into_iter()
+                .map(|op| show(op).replace(LOADS, ""))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(show(&[load("c1"), load("c2")], &[]), ["+/a", "+/a/c1", "+/a/c2"]);
+        let there = [("/a", 1), ("/a/c1", 0)];
+        assert_eq!(show(&[load("c2"), gone("c1")], &there), ["+/a/c2", "-/a/c1"]);
+        assert_eq!(show(&[gone("c1")], &there), ["-/a/c1", "-/a"]);
+        assert_eq!(show(&[gone("c2")], &there), [""; 0]);
     }
 
     #[test]

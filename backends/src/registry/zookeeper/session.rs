@@ -11,7 +11,7 @@ use rand::RngExt as _;
 use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, WatchedEvent};
 
 use super::Options;
-use super::client::{load, read_data, revision_of, timed};
+use super::client::{Loads, load, read_data, revision_of, timed};
 use super::outbox::Outbox;
 use super::tree::{Leaf, Tree};
 use super::view::{Noise, View, sort};
@@ -23,23 +23,25 @@ const MAX_ROUNDS: usize = 4;
 /// How often a follower is looked at for whether it still listens.
 const LISTENING_CHECK: Duration = Duration::from_millis(250);
 
-/// The watches: on endpoints, configurations, and the revision.
-struct Watches([PersistentWatcher; 3]);
+/// The watches: on endpoints, configurations, loads, and the revision.
+struct Watches([PersistentWatcher; 4]);
 
 impl Watches {
     async fn new(client: &Client, limit: Duration, tree: &Tree) -> Result<Self, Error> {
         Ok(Self([
             timed(limit, client.watch(&tree.address, AddWatchMode::PersistentRecursive)).await?,
             timed(limit, client.watch(&tree.config, AddWatchMode::PersistentRecursive)).await?,
+            timed(limit, client.watch(&tree.load, AddWatchMode::PersistentRecursive)).await?,
             timed(limit, client.watch(&tree.revision, AddWatchMode::Persistent)).await?,
         ]))
     }
 
     async fn next(&mut self) -> WatchedEvent {
-        let [address, config, revision] = &mut self.0;
+        let [address, config, load, revision] = &mut self.0;
         tokio::select! {
             event = address.changed() => event,
             event = config.changed() => event,
+            event = load.changed() => event,
             event = revision.changed() => event,
         }
     }
@@ -172,7 +174,11 @@ impl<'a> Session<'a> {
         self.absorb_waiting()?;
         for _ in 0..MAX_ROUNDS {
             self.stirred = false;
-            let leaves: Vec<Leaf> = std::mem::take(&mut self.dirty).into_iter().collect();
+            let mut dirty = std::mem::take(&mut self.dirty);
+            // The load of an instance may be older than its endpoint, and was not read then.
+            let loads: Vec<Leaf> = dirty.iter().filter_map(Leaf::load).collect();
+            dirty.extend(loads);
+            let leaves: Vec<Leaf> = dirty.into_iter().collect();
             let mut paths = Vec::with_capacity(leaves.len() + 1);
             paths.push(self.tree.revision.clone());
             paths.extend(leaves.iter().map(|leaf| self.tree.leaf(leaf)));
@@ -194,7 +200,7 @@ impl<'a> Session<'a> {
 
     /// A new picture, complete up to `revision`, and the entries that changed while it was taken.
     async fn snapshot(&mut self, last: &View) -> Result<(View, BTreeSet<Leaf>), Error> {
-        let loaded = load(self.client, self.options.call_timeout, self.tree).await?;
+        let loaded = load(self.client, self.options.call_timeout, self.tree, Loads::OfEndpoints).await?;
         for path in &loaded.foreign {
             self.noise
                 .unreadable(path, "its name is not of the form that the platform writes");

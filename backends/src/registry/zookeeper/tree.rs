@@ -1,6 +1,6 @@
 //! Which path means what. Pure.
 
-use model::registry::EntryKey;
+use model::registry::{EntryKey, LoadKey};
 use model::{AppId, InvalidId};
 
 /// A node that holds an entry.
@@ -10,6 +10,18 @@ pub(super) enum Leaf {
     Endpoint(EntryKey),
     /// An app's configuration.
     Config(AppId),
+    /// What an instance uses.
+    Load(LoadKey),
+}
+
+impl Leaf {
+    /// Where the load of the instance stands whose endpoint this is.
+    pub(super) fn load(&self) -> Option<Self> {
+        match self {
+            Self::Endpoint(key) => Some(Self::Load(key.load_key())),
+            _ => None,
+        }
+    }
 }
 
 /// The paths of one registry.
@@ -19,6 +31,8 @@ pub(super) struct Tree {
     pub(super) address: String,
     /// `…/caas/service/config`
     pub(super) config: String,
+    /// `…/caas/service/load`
+    pub(super) load: String,
     /// `…/caas/service/revision`
     pub(super) revision: String,
     /// `…/caas/gateways`
@@ -33,24 +47,30 @@ impl Tree {
         Self {
             address: format!("{chroot}/caas/service/address"),
             config: format!("{chroot}/caas/service/config"),
+            load: format!("{chroot}/caas/service/load"),
             revision: format!("{chroot}/caas/service/revision"),
             gateways: format!("{chroot}/caas/gateways"),
             locks: format!("{chroot}/caas/locks/registry-sync"),
         }
     }
 
-    pub(super) fn app(&self, app: &AppId) -> String {
-        format!("{}/{app}", self.address)
-    }
-
-    pub(super) fn version(&self, key: &EntryKey) -> String {
-        format!("{}/{}/{}", self.address, key.app, key.version)
+    /// The nodes above `leaf` that come and go with their children, the outermost first.
+    pub(super) fn parents(&self, leaf: &Leaf) -> Vec<String> {
+        match leaf {
+            Leaf::Endpoint(key) => vec![
+                format!("{}/{}", self.address, key.app),
+                format!("{}/{}/{}", self.address, key.app, key.version),
+            ],
+            Leaf::Config(_) => Vec::new(),
+            Leaf::Load(key) => vec![format!("{}/{}", self.load, key.app)],
+        }
     }
 
     pub(super) fn leaf(&self, leaf: &Leaf) -> String {
         match leaf {
             Leaf::Endpoint(key) => format!("{}/{}/{}/{}", self.address, key.app, key.version, key.container),
             Leaf::Config(app) => format!("{}/{app}", self.config),
+            Leaf::Load(key) => format!("{}/{}/{}", self.load, key.app, key.container),
         }
     }
 
@@ -67,6 +87,10 @@ impl Tree {
             };
             return Some(entry(app, version, container));
         }
+        if let Some(rest) = below(&self.load) {
+            let (app, container) = rest.split_once('/').filter(|(_, rest)| !rest.contains('/'))?;
+            return Some(load_entry(app, container));
+        }
         let app = below(&self.config).filter(|rest| !rest.contains('/'))?;
         Some(app.parse().map(Leaf::Config))
     }
@@ -76,6 +100,13 @@ fn entry(app: &str, version: &str, container: &str) -> Result<Leaf, InvalidId> {
     Ok(Leaf::Endpoint(EntryKey {
         app: app.parse()?,
         version: version.parse()?,
+        container: container.parse()?,
+    }))
+}
+
+fn load_entry(app: &str, container: &str) -> Result<Leaf, InvalidId> {
+    Ok(Leaf::Load(LoadKey {
+        app: app.parse()?,
         container: container.parse()?,
     }))
 }
@@ -95,6 +126,12 @@ mod tests {
             let leaf = Leaf::Config("hello".parse().expect("valid"));
             assert_eq!(tree.leaf(&leaf), format!("{chroot}/caas/service/config/hello"));
             assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            let leaf = Leaf::Load(key("hello", "1.0", "c1").load_key());
+            assert_eq!(tree.leaf(&leaf), format!("{chroot}/caas/service/load/hello/c1"));
+            assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            for inner in ["", "/hello", "/hello/c1/x"] {
+                assert_eq!(tree.parse(&format!("{}{inner}", tree.load)), None, "{inner}");
+            }
             for inner in ["", "/hello", "/hello/1.0", "/hello/1.0/c1/x"] {
                 assert_eq!(tree.parse(&format!("{}{inner}", tree.address)), None, "{inner}");
             }

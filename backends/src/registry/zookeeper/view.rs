@@ -1,10 +1,10 @@
 //! A reader's picture of the registry. Pure, but for log lines.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use model::registry::{Endpoint, EntryKey, RegistryChange, RegistryRevision, RegistrySnapshot};
-use model::{AppConfig, AppId};
+use model::registry::{Endpoint, EntryKey, LoadKey, RegistryChange, RegistryRevision, RegistrySnapshot};
+use model::{AppConfig, AppId, Load};
 
 use super::tree::Leaf;
 
@@ -13,6 +13,8 @@ use super::tree::Leaf;
 pub(super) struct View {
     endpoints: BTreeMap<EntryKey, Endpoint>,
     configs: BTreeMap<AppId, AppConfig>,
+    /// Of all endpoints that have one, and of some instances whose endpoint has gone.
+    loads: BTreeMap<LoadKey, Load>,
 }
 
 impl View {
@@ -49,6 +51,23 @@ impl View {
                     }
                 }
             }
+            Leaf::Load(key) => {
+                let load = data.and_then(|data| match Load::parse(data) {
+                    Ok(load) => Some(load),
+                    Err(why) => {
+                        noise.unreadable(&format!("load {}/{}", key.app, key.container), &why);
+                        None
+                    }
+                });
+                match load {
+                    Some(load) if self.loads.get(&key) == Some(&load) => None,
+                    Some(load) => {
+                        self.loads.insert(key.clone(), load.clone());
+                        Some(RegistryChange::Load(key, load))
+                    }
+                    None => self.loads.remove(&key).map(|_| RegistryChange::LoadRemove(key)),
+                }
+            }
         }
     }
 
@@ -70,8 +89,12 @@ impl View {
     pub(super) fn differences(&self, other: &Self, changing: &BTreeSet<Leaf>) -> usize {
         let endpoint = |key: &&EntryKey| !changing.contains(&Leaf::Endpoint((*key).clone()));
         let config = |app: &&AppId| !changing.contains(&Leaf::Config((*app).clone()));
+        // Loads without an endpoint are not looked for.
+        let known: HashSet<LoadKey> = other.endpoints.keys().map(EntryKey::load_key).collect();
+        let load = |key: &&LoadKey| known.contains(*key) && !changing.contains(&Leaf::Load((*key).clone()));
         differing(&self.endpoints, &other.endpoints).filter(endpoint).count()
             + differing(&self.configs, &other.configs).filter(config).count()
+            + differing(&self.loads, &other.loads).filter(load).count()
     }
 
     /// A copy as of `revision`.
@@ -80,6 +103,7 @@ impl View {
             revision,
             endpoints: self.endpoints.clone(),
             configs: self.configs.clone(),
+            loads: self.loads.clone(),
         }
     }
 
@@ -89,6 +113,7 @@ impl View {
             revision,
             endpoints: self.endpoints,
             configs: self.configs,
+            loads: self.loads,
         }
     }
 }
@@ -108,6 +133,7 @@ pub(super) fn sort(changes: &mut [RegistryChange]) {
         RegistryChange::Put(..) => 1,
         RegistryChange::Remove(_) => 2,
         RegistryChange::ConfigRemove(_) => 3,
+        RegistryChange::Load(..) | RegistryChange::LoadRemove(_) => 4,
     });
 }
 
@@ -149,7 +175,7 @@ impl Noise {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::contract::registry::{config, endpoint, key};
+    use model::contract::registry::{config, endpoint, key, load};
 
     #[test]
     fn registry_view_tells_what_changes() {
@@ -161,6 +187,27 @@ mod tests {
         let remove = RegistryChange::Remove(key("hello", "1", "c1"));
         assert_eq!(view.set(leaf.clone(), Some(b"10.0.0.1:80\n"), &mut noise), Some(remove));
         assert_eq!(view.set(leaf.clone(), Some(b"\xff"), &mut noise), None);
+        assert_eq!(view.set(leaf, None, &mut noise), None);
+    }
+
+    #[test]
+    fn registry_view_of_loads() {
+        let (mut view, mut noise) = (View::default(), Noise::default());
+        let entry = key("hello", "1", "c1");
+        let leaf = Leaf::Load(entry.load_key());
+        let text = br#"{"host":"h1","region":"eu"}"#;
+        let change = RegistryChange::Load(entry.load_key(), load("eu", None));
+        assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), Some(change));
+        assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), None);
+        // A resync reads no load without an endpoint: that it has none is no difference.
+        assert_eq!(view.differences(&View::default(), &BTreeSet::new()), 0);
+        let endpoint = (Leaf::Endpoint(entry.clone()), b"10.0.0.1:80".to_vec());
+        view.set(endpoint.0.clone(), Some(&endpoint.1), &mut noise);
+        let without = view.rebuilt(&[endpoint], &mut noise);
+        assert_eq!(view.differences(&without, &BTreeSet::new()), 1);
+        assert_eq!(view.differences(&without, &BTreeSet::from([leaf.clone()])), 0);
+        let gone = RegistryChange::LoadRemove(entry.load_key());
+        assert_eq!(view.set(leaf.clone(), Some(b"{}"), &mut noise), Some(gone));
         assert_eq!(view.set(leaf, None, &mut noise), None);
     }
 

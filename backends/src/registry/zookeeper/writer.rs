@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use model::registry::{
-    Acknowledgement, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot, RegistryWriter,
+    Acknowledgement, LoadKey, RegistryChange, RegistryError, RegistryRevision, RegistrySnapshot, RegistryWriter,
 };
 use zookeeper_client::{
     Acls, CheckWriteError, Client, CreateMode, CreateOptions, Error, MultiWriteResult, SessionState,
 };
 
-use super::client::{PERSISTENT, connect, load, mkdir, read_data, revision_of, timed, told};
+use super::client::{Loads, PERSISTENT, connect, load, load_loads, mkdir, read_data, revision_of, timed, told};
 use super::plan::{Node, Op, batches, needed, plan};
 use super::tree::Tree;
 use super::view::{Noise, View};
@@ -148,7 +148,15 @@ impl ZooKeeperWriter {
 
     async fn make_roots(&self, client: &Client) -> Result<(), Error> {
         let tree = &self.tree;
-        for path in [&tree.address, &tree.config, &tree.revision, &tree.gateways, &tree.locks] {
+        let roots = [
+            &tree.address,
+            &tree.config,
+            &tree.load,
+            &tree.revision,
+            &tree.gateways,
+            &tree.locks,
+        ];
+        for path in roots {
             mkdir(client, self.options.call_timeout, path).await?;
         }
         Ok(())
@@ -254,11 +262,19 @@ impl RegistryWriter for ZooKeeperWriter {
         let limit = self.options.call_timeout;
         let read = async {
             timed(limit, session.client.sync("/")).await?;
-            load(&session.client, limit, &self.tree).await
+            load(&session.client, limit, &self.tree, Loads::None).await
         };
         let loaded = read.await.map_err(|error| told("reading what is published", &error))?;
         let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
         Ok(view.into_snapshot(loaded.revision))
+    }
+
+    async fn loads(&self) -> Result<BTreeMap<LoadKey, model::Load>, RegistryError> {
+        let session = self.session().await?;
+        let loaded = load_loads(&session.client, self.options.call_timeout, &self.tree).await;
+        let loaded = loaded.map_err(|error| told("reading the loads", &error))?;
+        let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
+        Ok(view.into_snapshot(loaded.revision).loads)
     }
 
     /// After [`RegistryError::Unavailable`] it is not known whether the batch under way was written: read

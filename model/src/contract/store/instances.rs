@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::store::{InstanceFilter, StoreError};
+use crate::Figures;
+use crate::store::{InstanceFilter, Revision, StoreError};
 use crate::{Failure, FailureCode, InstanceState};
 
 async fn one_placed(store: &dyn Store) -> Instance {
@@ -251,4 +252,43 @@ pub(super) async fn pruning_goes_on_until_nothing_is_left((store, _): Handles) {
     assert!(rounds > 1, "each round is bounded");
     assert!(gone > 1_100, "{gone} rows");
     assert_eq!(store.event_list(0, None, 10).await.expect("an answer"), []);
+}
+
+pub(super) async fn figures_are_kept_quietly((store, other): Handles) {
+    let instance = one_placed(&*store).await;
+    assert_eq!(store.figures_list().await.expect("an answer"), []);
+    let of = |cpu_milli, at| Figures {
+        cpu_milli,
+        memory_bytes: 3 << 40,
+        memory_limit_bytes: u64::from(u32::MAX) * 1_024,
+        at,
+    };
+    let before = store.revision_wait(Revision::default(), Duration::ZERO).await;
+    let stranger = InstanceId::random();
+    let many: Vec<(InstanceId, Figures)> = (0..300).map(|_| (InstanceId::random(), of(1, T))).collect();
+    for put in [
+        vec![(instance.id.clone(), of(7, T)), (stranger.clone(), of(8, T))],
+        vec![],
+        many.clone(),
+        vec![(instance.id.clone(), of(9, seconds(10)))],
+    ] {
+        store.figures_put(&put).await.expect("kept");
+    }
+    let read = other.figures_list().await.expect("an answer");
+    assert_eq!(read.len(), 302);
+    assert!(read.contains(&(instance.id.clone(), of(9, seconds(10)))));
+    assert!(read.contains(&many[299]));
+    assert_eq!(
+        other.instance_fetch(&instance.id).await.expect("an answer"),
+        Some(instance.clone()),
+        "it is no change of the instance"
+    );
+    let after = store.revision_wait(Revision::default(), Duration::ZERO).await;
+    assert_eq!(after.expect("an answer"), before.expect("an answer"), "nobody is woken");
+
+    // Those of instances that hold nothing go with the history.
+    let gone = store.history_prune(10, T, T).await.expect("pruned");
+    assert_eq!(gone, 301);
+    let read = other.figures_list().await.expect("an answer");
+    assert_eq!(read, [(instance.id, of(9, seconds(10)))]);
 }
