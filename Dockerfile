@@ -9,6 +9,8 @@ FROM debian:bookworm-slim
 # For https:// addresses of the API.
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /src/target/release/caas /usr/local/bin/caas
+# Volumes that are mounted here begin as the user's own.
+RUN install -d -o 65534 -g 65534 /var/lib/caas
 # A scheduler that uses the host's Docker socket needs to run as root, or in the socket's group.
 USER 65534:65534
 EXPOSE 8080 8090 9090 9091
