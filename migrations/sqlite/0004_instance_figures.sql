@@ -1,4 +1,4 @@
--- What each instance used when it was last measured; see mysql/0003_instance_figures.sql.
+-- What each instance used when it was last measured; see mysql/0004_instance_figures.sql.
 CREATE TABLE IF NOT EXISTS instance_figures (
     id TEXT NOT NULL,
     cpu_milli INTEGER NOT NULL,
