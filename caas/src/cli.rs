@@ -79,7 +79,7 @@ impl ApiArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run everything in one process on this machine's Docker
-    Up(up::UpArgs),
+    Up(Box<up::UpArgs>),
     /// Run a gateway: requests in, to the instances and back; or ask one that runs
     Gateway(Box<roles::gateway::GatewayArgs>),
     /// Run a scheduler: HTTP API, placement, convergence
@@ -196,6 +196,8 @@ mod tests {
             "gateway eject hello 0a1b2c --for 1h",
             "gateway uneject hello 10.0.0.1:20000",
             "gateway drain",
+            "gateway --registry zk://z:2181 --tls-listen 0.0.0.0:8443 --certificates-dir /etc/caas/certificates",
+            "up --tls-listen 127.0.0.1:8443",
             "up --api-listen 172.17.0.1:8090 --api-url http://172.17.0.1:8090",
             "scheduler --config caas.toml --api-url http://10.0.0.1:8090",
             "registry-sync --store mysql://x --registry zk://y",

@@ -1,8 +1,10 @@
 //! What every role needs of its process: a log, signals, file descriptors, a runtime.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -85,6 +87,19 @@ fn listen_for_signals(shutdown: CancellationToken) -> Result<(), Failure> {
         }
         tracing::warn!("second signal: ending at once");
         std::process::exit(1);
+    });
+    Ok(())
+}
+
+/// Notifies `reload` at each SIGHUP, which without this would end the process.
+pub(crate) fn reload_on_hangup(reload: Arc<Notify>) -> Result<(), Failure> {
+    let mut hangup =
+        signal(SignalKind::hangup()).map_err(|e| Failure::error(format!("signals can't be received: {e}")))?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: certificates are read again");
+            reload.notify_one();
+        }
     });
     Ok(())
 }

@@ -94,7 +94,11 @@ fn configuration(args: &UpArgs, data: &Path) -> Result<Config, Failure> {
         .set("scheduler.converge.api_url", args.api_url.as_ref())
         .set("gateway.admin", args.gateway_admin)
         .set("registry_sync.admin", args.registry_sync_admin);
-    args.config.load(&defaults, &flags)
+    let mut config = args.config.load(&defaults, &flags)?;
+    if config.gateway.tls_listen.is_some() && config.gateway.certificates_dir.is_none() {
+        config.gateway.certificates_dir = Some(data_folder(Some(&data.join("certificates")))?);
+    }
+    Ok(config)
 }
 
 fn data_folder(given: Option<&Path>) -> Result<PathBuf, Failure> {
@@ -182,6 +186,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
             Some(listener) => listen::address_of(listener)?,
             None => gateway_settings.listen,
         },
+        gateway_tls: listeners.tls.first().map(listen::address_of).transpose()?,
         gateway_admin: listen::address_of(&listeners.admin)?,
         api: listen::address_of(&api)?,
         sync_admin: listen::address_of(&sync_admin)?,
@@ -204,7 +209,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
     let others_stop = CancellationToken::new();
     let mut roles = JoinSet::new();
     let mut gateway_task = tokio::spawn({
-        let deps = gateway::Deps { registry: reader };
+        let deps = gateway_role::deps(reader, &gateway_settings)?;
         let stop = gateway_stop.clone();
         async move {
             let result = gateway::run(gateway_settings, deps, listeners, stop.clone()).await;
@@ -263,6 +268,7 @@ fn flat(joined: Result<Result<(), Failure>, tokio::task::JoinError>) -> Result<(
 #[derive(Clone, Debug)]
 struct Places {
     gateway: SocketAddr,
+    gateway_tls: Option<SocketAddr>,
     gateway_admin: SocketAddr,
     api: SocketAddr,
     sync_admin: SocketAddr,
@@ -276,6 +282,15 @@ impl Places {
         match self.gateway.port() {
             80 => format!("http://{{app}}.{}/", self.domain),
             port => format!("http://{{app}}.{}:{port}/", self.domain),
+        }
+    }
+
+    /// What the banner says of TLS.
+    fn tls(&self) -> String {
+        match self.gateway_tls.map(|address| address.port()) {
+            None => String::new(),
+            Some(443) => format!("  TLS    https://{{app}}.{}/\n", self.domain),
+            Some(port) => format!("  TLS    https://{{app}}.{}:{port}/\n", self.domain),
         }
     }
 
@@ -298,9 +313,10 @@ impl Places {
             .as_ref()
             .map_or_else(|| "-".into(), |t| t.display().to_string());
         format!(
-            "caas is up\n  apps   {}\n  API    {}\n  token  {token}\n  data   {}\nnext: `caas deploy APP:VERSION`, \
+            "caas is up\n  apps   {}\n{}  API    {}\n  token  {token}\n  data   {}\nnext: `caas deploy APP:VERSION`, \
              `caas ps`, `caas doctor`; containers keep running when this ends",
             self.app_url(),
+            self.tls(),
             self.api_url(),
             self.data.display()
         )
@@ -433,6 +449,7 @@ mod tests {
     fn places() -> Places {
         Places {
             gateway: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            gateway_tls: None,
             gateway_admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             api: SocketAddr::from(([0, 0, 0, 0], 8090)),
             sync_admin: SocketAddr::from(([127, 0, 0, 1], 9091)),
@@ -449,6 +466,13 @@ mod tests {
         assert_eq!(places.api_url(), "http://127.0.0.1:8090");
         assert_eq!(places.context().addr.as_deref(), Some("http://127.0.0.1:8090"));
         assert!(places.banner().contains("/data/admin.token"));
+        assert!(!places.banner().contains("https"));
+        places.gateway_tls = Some(SocketAddr::from(([0, 0, 0, 0], 8443)));
+        assert!(
+            places.banner().contains("https://{app}.localhost:8443/\n  API"),
+            "{}",
+            places.banner()
+        );
         places.gateway.set_port(80);
         assert_eq!(places.app_url(), "http://{app}.localhost/");
     }

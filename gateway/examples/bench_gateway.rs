@@ -89,6 +89,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = format!("127.0.0.1:{}", var("LISTEN", "18080")).parse()?;
     let listeners = Listeners {
         http: gateway::bind(listen, config.worker_count())?,
+        tls: match config.tls_listen {
+            Some(address) => gateway::bind(address, config.worker_count())?,
+            None => Vec::new(),
+        },
         admin: std::net::TcpListener::bind(var("ADMIN", "127.0.0.1:0"))?,
         succession: gateway::Succession::default(),
     };
@@ -100,6 +104,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let deps = Deps {
         registry: Arc::new(Fixed(snapshot)),
+        reload: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -150,6 +150,13 @@ fn metrics(shared: &Shared) -> String {
     let table = shared.table.load();
     let mut page = Page::default();
     page.workers(&shared.workers);
+    if let Some(tls) = &shared.tls {
+        page.tls(
+            &shared.workers,
+            &tls.certificates(),
+            tls.bad_pairs.load(Ordering::Relaxed),
+        );
+    }
     let mut apps = vec![AppLines {
         app: "",
         stats: &shared.unknown,

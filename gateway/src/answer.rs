@@ -37,6 +37,7 @@ macro_rules! reasons {
 }
 
 reasons! {
+    RedirectHttps = "redirect_https" PERMANENT_REDIRECT "This app is served over https.",
     BadHost = "bad_host" BAD_REQUEST "The request needs exactly one valid Host.",
     BadTarget = "bad_target" BAD_REQUEST "The request's target is not one that this gateway serves.",
     BadFraming = "bad_framing" BAD_REQUEST "The request's Transfer-Encoding is not one that this gateway serves.",
@@ -167,6 +168,12 @@ pub(crate) fn answer(reason: Reason, shape: Shape, wait: Option<u64>) -> Respons
 pub(crate) const TIMED_OUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-caas-reason: request_timeout\r\n\r\n";
 
+/// The whole answer to HTTP on the TLS port.
+pub(crate) const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 48\r\nx-caas-reason: plain_http\r\n\r\nThis port speaks TLS: the URL must be https://.\n";
+
+/// The whole answer to a balancer's connection that does not begin with a PROXY header.
+pub(crate) const NO_PROXY_HEADER: &[u8] = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 68\r\nx-caas-reason: bad_proxy_header\r\n\r\nConnections from this address must begin with a sound PROXY header.\n";
+
 /// The whole answer to a connection above the limits.
 pub(crate) const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 1\r\nx-caas-reason: too_many_connections\r\n\r\n";
 
@@ -180,6 +187,15 @@ mod tests {
         assert_eq!(names.len(), Reason::ALL.len());
         for (i, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, i);
+        }
+    }
+
+    #[test]
+    fn raw_answers_are_as_long_as_they_say() {
+        for raw in [TIMED_OUT, TOO_MANY, PLAIN_HTTP, NO_PROXY_HEADER] {
+            let text = std::str::from_utf8(raw).expect("text");
+            let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+            assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{text}");
         }
     }
 

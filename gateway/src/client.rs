@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::exchange::{Exchange, Phase};
+use crate::stream::Stream;
 
 /// The peer of one connection.
 pub(crate) struct Client {
@@ -20,19 +20,21 @@ pub(crate) struct Client {
     pub(crate) address: HeaderValue,
     /// The port that it connected to, as a header value.
     pub(crate) port: HeaderValue,
+    /// It speaks TLS to this gateway.
+    pub(crate) https: bool,
     /// Its X-Forwarded-* are believed.
     pub(crate) trusted: bool,
 }
 
 /// The socket of a connection that serves one request after the other, with bytes that were read before, counting what moves.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     before: Bytes,
     exchange: Rc<Exchange>,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, before: Bytes, exchange: Rc<Exchange>) -> Self {
+    pub(crate) fn new(stream: Stream, before: Bytes, exchange: Rc<Exchange>) -> Self {
         Self {
             stream,
             before,
@@ -40,7 +42,7 @@ impl Socket {
         }
     }
 
-    pub(crate) fn into_parts(self) -> (TcpStream, Bytes) {
+    pub(crate) fn into_parts(self) -> (Stream, Bytes) {
         (self.stream, self.before)
     }
 }

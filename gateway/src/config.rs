@@ -16,6 +16,18 @@ use crate::Error;
 pub struct Config {
     /// Where clients connect. Default `0.0.0.0:8080`. The caller binds it ([`crate::bind`]).
     pub listen: SocketAddr,
+    /// Where clients connect with TLS. Default none. The caller binds it like `listen`. Needs `certificates_dir`.
+    pub tls_listen: Option<SocketAddr>,
+    /// Folder with the certificates: `NAME.crt` (the chain) and `NAME.key`, or both in `NAME.pem`; the pair `default` serves names that
+    /// no other has. Changes are taken up within 5 s, at once after SIGHUP. Default none.
+    pub certificates_dir: Option<PathBuf>,
+    /// Port of the https URLs to which apps with `redirect_https` send clients; 0 (default): that of `tls_listen`.
+    pub https_port: u16,
+    /// Milliseconds for a TLS handshake. 100-600,000, default 10,000.
+    pub tls_handshake_timeout_ms: u64,
+    /// Peers whose connections begin with a PROXY protocol header (version 1 or 2), on both listeners: balancers that forward TCP. It is
+    /// required of them and believed of nobody else. Default none.
+    pub proxy_protocol_from: Vec<IpNet>,
     /// Where `/live`, `/ready`, `/metrics` and `/routes` are served; never expose it. Default `127.0.0.1:9090`.
     pub admin: SocketAddr,
     /// Apps answer at `{app}.{domain}`. Default `localhost`.
@@ -96,6 +108,11 @@ impl Default for Config {
         let nets = |texts: &[&str]| texts.iter().filter_map(|t| t.parse().ok()).collect();
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            tls_listen: None,
+            certificates_dir: None,
+            https_port: 0,
+            tls_handshake_timeout_ms: 10_000,
+            proxy_protocol_from: Vec::new(),
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             domain: "localhost".into(),
             id: String::new(),
@@ -170,6 +187,7 @@ impl Config {
             }
         };
         within("header_timeout_ms", self.header_timeout_ms, 100, 600_000)?;
+        within("tls_handshake_timeout_ms", self.tls_handshake_timeout_ms, 100, 600_000)?;
         within("idle_timeout_s", self.idle_timeout_s, 1, 86_400)?;
         within("body_idle_ms", self.body_idle_ms, 100, 3_600_000)?;
         within("max_head_bytes", self.max_head_bytes as u64, 1_024, 262_144)?;
@@ -186,6 +204,11 @@ impl Config {
         within("buffer_bytes", self.buffer_bytes as u64, 16_384, 1_048_576)?;
         within("drain_delay_s", self.drain_delay_s, 0, 3_600)?;
         within("drain_timeout_s", self.drain_timeout_s, 0, 86_400)?;
+        if self.tls_listen.is_some() != self.certificates_dir.is_some() {
+            return Err(Error::Config(
+                "gateway.tls_listen and gateway.certificates_dir need each other: set both or none".into(),
+            ));
+        }
         let label = |l: &str| {
             (1..=63).contains(&l.len())
                 && l.bytes()
@@ -245,6 +268,12 @@ mod tests {
         };
         let text = bad.check().expect_err("too short").to_string();
         assert!(text.contains("gateway.header_timeout_ms = 1"), "{text}");
+        let half = Config {
+            tls_listen: Some(SocketAddr::from(([127, 0, 0, 1], 8443))),
+            ..Config::default()
+        };
+        let text = half.check().expect_err("no certificates").to_string();
+        assert!(text.contains("gateway.certificates_dir"), "{text}");
         for domain in ["", "A.b", "a..b", ".a"] {
             let bad = Config {
                 domain: domain.into(),

@@ -22,6 +22,8 @@ use crate::client::{Client, Socket};
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
 use crate::http2;
+use crate::stream::Stream;
+use crate::tls;
 use crate::upgrade::{self, Tunnel};
 use crate::worker::Worker;
 
@@ -32,17 +34,25 @@ pub(crate) const LINGER: (usize, Duration) = (1024 * 1024, Duration::from_secs(2
 enum Done {
     Closed,
     /// Idle: the socket, and bytes already read.
-    Parked(TcpStream, Bytes),
-    Tunnel(TcpStream, Bytes, Tunnel),
+    Parked(Stream, Bytes),
+    Tunnel(Stream, Bytes, Tunnel),
 }
 
 /// Serves the connection until it closes.
-pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStream) {
+/// `before` was read already.
+pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: Stream, before: Bytes) {
     let begun = Instant::now();
-    let Some(before) = first(worker, &stream).await else {
-        return;
+    let (http2, before) = match &stream {
+        Stream::Plain(socket) => {
+            let Some(before) = first(worker, socket, before).await else {
+                return;
+            };
+            (before.starts_with(http2::PREFACE), before)
+        }
+        // The handshake has told.
+        Stream::Tls(tls) => (tls.get_ref().1.alpn_protocol() == Some(tls::HTTP2), before),
     };
-    if before.starts_with(http2::PREFACE) {
+    if http2 {
         return Box::pin(http2::run(worker, client, stream, before)).await;
     }
     let exchange = Rc::new(Exchange::new(client));
@@ -57,7 +67,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStre
             }
             Done::Parked(stream, before) => {
                 if before.is_empty() && !parked(worker, &stream).await {
-                    return;
+                    return stream.close().await;
                 }
                 exchange.head_begun.set(!before.is_empty());
                 held = (stream, before);
@@ -68,10 +78,12 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: TcpStre
 
 /// The first bytes of a connection, enough of them to tell HTTP/2 from HTTP/1, which waits for nothing that it would not wait
 /// for anyway; `None` when there is nobody to serve.
-async fn first(worker: &Rc<Worker>, stream: &TcpStream) -> Option<Bytes> {
+async fn first(worker: &Rc<Worker>, stream: &TcpStream, mut before: Bytes) -> Option<Bytes> {
     let reading = async {
-        let mut before = Bytes::new();
         loop {
+            if before.len() >= http2::PREFACE.len() || !http2::PREFACE.starts_with(&before) {
+                return Some(before);
+            }
             stream.readable().await.ok()?;
             let mut scratch = worker.scratch.borrow_mut();
             match stream.try_read(&mut scratch) {
@@ -80,9 +92,6 @@ async fn first(worker: &Rc<Worker>, stream: &TcpStream) -> Option<Bytes> {
                 Ok(n) => before = [&before, &scratch[..n]].concat().into(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
                 Err(_) => return None,
-            }
-            if before.len() >= http2::PREFACE.len() || !http2::PREFACE.starts_with(&before) {
-                return Some(before);
             }
         }
     };
@@ -95,7 +104,7 @@ async fn first(worker: &Rc<Worker>, stream: &TcpStream) -> Option<Bytes> {
 }
 
 /// Waits, holding nothing but the socket, until the client sends something; `false` when it is time to close.
-async fn parked(worker: &Rc<Worker>, stream: &TcpStream) -> bool {
+async fn parked(worker: &Rc<Worker>, stream: &Stream) -> bool {
     worker.stats().parked.add(1);
     let parked_for = worker.limits.park.unwrap_or_default();
     let left = worker.limits.idle.saturating_sub(parked_for);
@@ -112,7 +121,7 @@ async fn parked(worker: &Rc<Worker>, stream: &TcpStream) -> bool {
 async fn serve(
     worker: &Rc<Worker>,
     exchange: &Rc<Exchange>,
-    stream: TcpStream,
+    stream: Stream,
     before: Bytes,
     begun: Option<Instant>,
 ) -> Done {
@@ -167,7 +176,7 @@ async fn serve(
     .await;
 
     let parts = connection.into_parts();
-    let (stream, unread) = parts.io.into_inner().into_parts();
+    let (mut stream, unread) = parts.io.into_inner().into_parts();
     let read = parts.read_buf;
     match ended {
         (Some(Ok(())), _) => {
@@ -190,9 +199,13 @@ async fn serve(
         (None, Verdict::Park) => Done::Parked(stream, if read.is_empty() { unread } else { read }),
         (None, Verdict::HeadTimeout) => {
             // Who has sent nothing is not waiting for an answer.
-            if !read.is_empty() && stream.try_write(answer::TIMED_OUT).is_ok() {
+            if !read.is_empty() && stream.last_word(answer::TIMED_OUT).await {
                 linger(stream).await;
             }
+            Done::Closed
+        }
+        (None, Verdict::Close) => {
+            stream.close().await;
             Done::Closed
         }
         (None, _) => Done::Closed,
@@ -200,7 +213,7 @@ async fn serve(
 }
 
 /// Closes our side and reads away what still comes: closing with unread bytes would make the client's stack discard the answer.
-async fn linger(mut stream: TcpStream) {
+pub(crate) async fn linger(mut stream: Stream) {
     if stream.shutdown().await.is_err() {
         return;
     }

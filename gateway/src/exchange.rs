@@ -257,6 +257,7 @@ mod tests {
             ip: [127, 0, 0, 1].into(),
             address: value.clone(),
             port: value,
+            https: false,
             trusted: false,
         }))
     }

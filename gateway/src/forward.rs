@@ -23,6 +23,7 @@ use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
 use crate::outcome;
 use crate::pool::Sender;
+use crate::redirect;
 use crate::retry::{self, Copy};
 use crate::route::{self, Target};
 use crate::table::App;
@@ -37,11 +38,17 @@ struct Refusal {
     reason: Reason,
     /// Seconds until the client may come again, where they are known.
     wait: Option<u64>,
+    /// Where the client is to go.
+    location: Option<HeaderValue>,
 }
 
 impl From<Reason> for Refusal {
     fn from(reason: Reason) -> Self {
-        Self { reason, wait: None }
+        Self {
+            reason,
+            wait: None,
+            location: None,
+        }
     }
 }
 
@@ -73,14 +80,18 @@ pub(crate) async fn serve(
     };
     let mut response = match outcome {
         Ok(response) => response,
-        Err(Refusal { reason, wait }) => {
+        Err(Refusal { reason, wait, location }) => {
             // No endpoint, or one that is no part of the answer any more: the request counts there no longer.
             flight.leave();
             flight.reason = Some(reason);
             if reason.ends_connection() {
                 exchange.linger.set(true);
             }
-            answer::answer(reason, shape, wait)
+            let mut response = answer::answer(reason, shape, wait);
+            if let Some(location) = location {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
         }
     };
     exchange.phase.set(Phase::Answering);
@@ -181,6 +192,17 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
         return Err(Refusal {
             reason: Reason::RateLimited,
             wait: Some(wait.as_secs() + 1),
+            location: None,
+        });
+    }
+    if settings.config.redirect_https
+        && !exchange.client.https
+        && let Some(location) = redirect::target(shared, &exchange.client, &parts.headers, name, &parts.uri)
+    {
+        return Err(Refusal {
+            reason: Reason::RedirectHttps,
+            wait: None,
+            location: Some(location),
         });
     }
     if body.size_hint().lower() > settings.max_body {

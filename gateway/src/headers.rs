@@ -3,6 +3,8 @@
 
 mod back;
 
+use std::net::IpAddr;
+
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::answer::Shape;
@@ -19,6 +21,7 @@ pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwa
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const HTTP: HeaderValue = HeaderValue::from_static("http");
+const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
 macro_rules! removable {
     ($($flag:ident = $bit:literal $name:expr),+ $(,)?) => {
@@ -287,13 +290,18 @@ impl Rules {
             headers.insert(X_FORWARDED_FOR, value);
         }
         if sent & FORWARDED_PROTO == 0 {
-            headers.append(X_FORWARDED_PROTO, HTTP);
+            headers.append(X_FORWARDED_PROTO, if client.https { HTTPS } else { HTTP });
         }
         if sent & FORWARDED_HOST == 0 {
             headers.append(X_FORWARDED_HOST, self.host.clone());
         }
         if sent & FORWARDED_PORT == 0 {
             headers.append(X_FORWARDED_PORT, client.port.clone());
+        }
+        if sent & FORWARDED != 0
+            && let Some(element) = forwarded_element(client, &self.host)
+        {
+            headers.append(header::FORWARDED, element);
         }
         if let Some(id) = &self.id {
             headers.insert(X_REQUEST_ID, id.clone());
@@ -304,8 +312,19 @@ impl Rules {
     }
 }
 
+/// What this hop adds to a Forwarded header that a trusted peer sent (RFC 7239 section 4).
+fn forwarded_element(client: &Client, host: &HeaderValue) -> Option<HeaderValue> {
+    let proto = if client.https { "https" } else { "http" };
+    let host = host.to_str().ok()?;
+    let element = match client.ip {
+        IpAddr::V4(ip) => format!("for={ip};host=\"{host}\";proto={proto}"),
+        IpAddr::V6(ip) => format!("for=\"[{ip}]\";host=\"{host}\";proto={proto}"),
+    };
+    HeaderValue::try_from(element).ok()
+}
+
 /// The address of the client that a trusted proxy speaks for: the last one in X-Forwarded-For that is not itself trusted.
-pub(crate) fn client_behind(headers: &HeaderMap, trusted: &Networks) -> Option<std::net::IpAddr> {
+pub(crate) fn client_behind(headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
     let mut last = None;
     for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
         for token in value.as_bytes().rsplit(|b| *b == b',') {
@@ -327,7 +346,6 @@ pub(crate) fn sound_id(value: &HeaderValue) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::net::IpAddr;
 
     pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -346,6 +364,7 @@ pub(crate) mod tests {
             ip: IpAddr::from([192, 0, 2, 1]),
             address: value,
             port: HeaderValue::from_static("8080"),
+            https: false,
             trusted,
         }
     }
@@ -393,6 +412,24 @@ pub(crate) mod tests {
             ("x-caas-reason", "evil"),
         ];
         assert_eq!(sent(&forged, false, false), OURS);
+    }
+
+    #[test]
+    fn a_trusted_proxys_forwarded_gets_this_hop() {
+        let lines = sent(&[("forwarded", "for=203.0.113.9;proto=https")], true, false);
+        let own = "forwarded: for=192.0.2.1;host=\"hello.localhost\";proto=http";
+        assert!(lines.iter().any(|l| l == own), "{lines:?}");
+        assert!(
+            lines.iter().any(|l| l == "forwarded: for=203.0.113.9;proto=https"),
+            "{lines:?}"
+        );
+        let six = Client {
+            ip: "2001:db8::1".parse().expect("address"),
+            https: true,
+            ..client(true)
+        };
+        let element = forwarded_element(&six, &HeaderValue::from_static("a.test:8443")).expect("sound");
+        assert_eq!(element, "for=\"[2001:db8::1]\";host=\"a.test:8443\";proto=https");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! The life of a request, each step in its own module:
 //!
-//! 1. [`worker`] accepts the connection on its own thread and runtime; nothing is shared on the way of a request but
-//!    what is read, and counters.
+//! 1. [`worker`] has its own thread, runtime and [`door`]s, which accept connections: [`proxy_protocol`] and [`tls`] come before the
+//!    first request. Nothing is shared on the way of a request but what is read, and counters.
 //! 2. [`connection`] reads heads with time limits, one request after the other, and parks what is idle.
 //!    HTTP/2 connections are served by [`http2`], each of their streams by [`http2_stream`]; [`http2_guard`] ends floods.
 //!    [`client`] is who asks, [`exchange`] how far the current request has come.
@@ -29,6 +29,7 @@ mod body;
 mod client;
 mod config;
 mod connection;
+mod door;
 mod eject;
 mod exchange;
 mod flight;
@@ -45,13 +46,17 @@ mod line;
 mod metrics;
 mod outcome;
 mod pool;
+mod proxy_protocol;
+mod redirect;
 mod retry;
 mod route;
 mod shared;
 mod snapshot_file;
+mod stream;
 mod succession;
 mod table;
 mod tcp;
+mod tls;
 mod trace;
 mod upgrade;
 mod upstream;
@@ -65,7 +70,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::registry::RegistryReader;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -82,6 +87,8 @@ const BACKLOG: i32 = 4_096;
 pub struct Deps {
     /// Where apps and their endpoints are read.
     pub registry: Arc<dyn RegistryReader>,
+    /// Notified when certificates are to be read again at once.
+    pub reload: Arc<Notify>,
 }
 
 /// The sockets, bound by the caller.
@@ -89,6 +96,8 @@ pub struct Deps {
 pub struct Listeners {
     /// For clients: one per worker thread, `SO_REUSEPORT`, non-blocking; see [`bind`].
     pub http: Vec<std::net::TcpListener>,
+    /// For clients that speak TLS, as many as for plain ones; none when TLS is off.
+    pub tls: Vec<std::net::TcpListener>,
     /// For operators.
     pub admin: std::net::TcpListener,
     /// Where they come from and when they go.
@@ -144,7 +153,19 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     if listeners.http.is_empty() {
         return Err(Error::Config("the gateway needs at least one listener".into()));
     }
-    let shared = Arc::new(Shared::new(config, listeners.http.len())?);
+    let https_port = match listeners.tls.first() {
+        Some(listener) if listeners.tls.len() == listeners.http.len() => {
+            Some(listener.local_addr().map_err(|e| Error::Start(e.to_string()))?.port())
+        }
+        Some(_) => {
+            return Err(Error::Config(
+                "the gateway needs as many TLS listeners as plain ones, or none".into(),
+            ));
+        }
+        None => None,
+    };
+    let shared = Arc::new(Shared::new(config, listeners.http.len(), https_port)?);
+    let folder = load_certificates(&shared).await?;
     let id = match shared.config.id.as_str() {
         "" => format!("gw-{:012x}", rand::random::<u64>() & 0xffff_ffff_ffff),
         id => id.to_owned(),
@@ -177,8 +198,9 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
         }
     }
     let mut workers = Vec::new();
-    for (index, (listener, arrivals)) in listeners.http.into_iter().zip(arrivals).enumerate() {
-        workers.push(start(index, &shared, listener, arrivals, &stop)?);
+    let mut tls = listeners.tls.into_iter();
+    for (index, (plain, arrivals)) in listeners.http.into_iter().zip(arrivals).enumerate() {
+        workers.push(start(index, &shared, plain, tls.next(), arrivals, &stop)?);
     }
     tracing::info!(gateway = %id, domain = %shared.config.domain, workers = workers.len(), "gateway serves");
     let mut workers = futures::future::join_all(workers);
@@ -186,6 +208,9 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     let asked = control.child_token();
     let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, asked.clone()));
     serving.cancel();
+    if let (Some(folder), Some(tls)) = (folder, &shared.tls) {
+        tokio::spawn(tls::keep(Arc::clone(tls), folder, deps.reload, control.clone()));
+    }
 
     let early = tokio::select! {
         () = shutdown.cancelled() => {
@@ -226,11 +251,24 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     Ok(())
 }
 
+/// Reads the certificates before the first handshake.
+async fn load_certificates(shared: &Arc<Shared>) -> Result<Option<tls::Folder>, Error> {
+    let (Some(tls), Some(path)) = (&shared.tls, &shared.config.certificates_dir) else {
+        return Ok(None);
+    };
+    let (tls, path) = (Arc::clone(tls), path.clone());
+    tokio::task::spawn_blocking(move || tls.load(&path))
+        .await
+        .map_err(|e| Error::Start(format!("the certificates: {e}")))?
+        .map(Some)
+}
+
 /// Starts a worker's thread; the receiver hears how it ended.
 fn start(
     index: usize,
     shared: &Arc<Shared>,
-    listener: std::net::TcpListener,
+    plain: std::net::TcpListener,
+    tls: Option<std::net::TcpListener>,
     arrivals: mpsc::Receiver<tcp::Arrival>,
     stop: &CancellationToken,
 ) -> Result<oneshot::Receiver<io::Result<()>>, Error> {
@@ -242,7 +280,7 @@ fn start(
             // However a worker ends, also by a panic, the others end with it: half a gateway is worse than none.
             let _all = stop.clone().drop_guard();
             // Nobody listens any more when the caller has given up.
-            let _ = tell.send(worker::run(index, shared, listener, arrivals, &stop));
+            let _ = tell.send(worker::run(index, shared, plain, tls, arrivals, &stop));
         })
         .map_err(|e| Error::Start(format!("a worker's thread: {e}")))?;
     Ok(told)

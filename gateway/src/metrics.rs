@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::answer::Reason;
+use crate::tls::{self, Certificates};
 
 /// A counter that exactly one thread adds to and any thread reads.
 #[derive(Debug, Default)]
@@ -166,6 +167,11 @@ pub(crate) struct WorkerStats {
     pub(crate) ejections: Counter,
     pub(crate) pooled: Counter,
     pub(crate) log_dropped: Counter,
+    /// Finished TLS handshakes by [`tls::KINDS`].
+    pub(crate) tls_handshakes: [Counter; tls::KINDS.len()],
+    pub(crate) tls_failures: [Counter; tls::Failure::ALL.len()],
+    /// Connections of balancers without a sound PROXY header.
+    pub(crate) proxy_headers_bad: Counter,
 }
 
 impl Default for WorkerStats {
@@ -191,9 +197,15 @@ impl Default for WorkerStats {
             ejections: Counter::default(),
             pooled: Counter::default(),
             log_dropped: Counter::default(),
+            tls_handshakes: std::array::from_fn(|_| Counter::default()),
+            tls_failures: std::array::from_fn(|_| Counter::default()),
+            proxy_headers_bad: Counter::default(),
         }
     }
 }
+
+/// Most certificates in the metrics.
+const CERTIFICATES: usize = 1_000;
 
 /// Prometheus' text format.
 #[derive(Debug, Default)]
@@ -221,7 +233,7 @@ impl Page {
 
     pub(crate) fn workers(&mut self, workers: &[WorkerStats]) {
         type Get = fn(&WorkerStats) -> &Counter;
-        let sums: [(&str, &str, &str, Get); 18] = [
+        let sums: [(&str, &str, &str, Get); 19] = [
             ("connections_total", "counter", "Client connections accepted", |w| {
                 &w.connections
             }),
@@ -293,6 +305,12 @@ impl Page {
             ("ejections_total", "counter", "Endpoints left out after failures", |w| {
                 &w.ejections
             }),
+            (
+                "proxy_headers_bad_total",
+                "counter",
+                "Connections of balancers without a sound PROXY header",
+                |w| &w.proxy_headers_bad,
+            ),
             ("access_log_dropped_total", "counter", "Access log lines dropped", |w| {
                 &w.log_dropped
             }),
@@ -319,6 +337,36 @@ impl Page {
         for (i, reason) in Reason::ALL.iter().enumerate() {
             let n: u64 = workers.iter().map(|w| w.reasons[i].get()).sum();
             self.line("own_answers_total", &format!("reason=\"{}\"", reason.as_str()), n);
+        }
+    }
+
+    /// What TLS does; nothing when it is off.
+    pub(crate) fn tls(&mut self, workers: &[WorkerStats], certificates: &Certificates, bad_pairs: u64) {
+        self.head("tls_handshakes_total", "counter", "TLS handshakes by version");
+        for (i, (version, resumed)) in tls::KINDS.iter().enumerate() {
+            let n: u64 = workers.iter().map(|w| w.tls_handshakes[i].get()).sum();
+            let labels = format!("version=\"{version}\",resumed=\"{resumed}\"");
+            self.line("tls_handshakes_total", &labels, n);
+        }
+        self.head("tls_failures_total", "counter", "Failed TLS handshakes by reason");
+        for (i, failure) in tls::Failure::ALL.iter().enumerate() {
+            let n: u64 = workers.iter().map(|w| w.tls_failures[i].get()).sum();
+            self.line("tls_failures_total", &format!("reason=\"{}\"", failure.as_str()), n);
+        }
+        let all = certificates.all();
+        self.one("certificates", "gauge", "Certificates that serve", all.len());
+        let help = "Certificates found new or changed that could not be used";
+        self.one("certificates_bad_total", "counter", help, bad_pairs);
+        let help = "When certificates expire, in seconds since 1970; those that expire first";
+        self.head("certificate_expires_seconds", "gauge", help);
+        for certificate in all.iter().take(CERTIFICATES) {
+            let name = certificate
+                .name
+                .replace('\\', "\\\\")
+                .replace('"', "\\\"")
+                .replace('\n', "\\n");
+            let labels = format!("certificate=\"{name}\"");
+            self.line("certificate_expires_seconds", &labels, certificate.expires);
         }
     }
 

@@ -13,6 +13,7 @@ use crate::eject::Clock;
 use crate::limit::{Connections, Networks};
 use crate::metrics::{AppStats, Histogram, WorkerStats};
 use crate::table::Table;
+use crate::tls::Tls;
 
 /// The gateway's common state. Requests only read it, but for counters.
 #[derive(Debug)]
@@ -27,6 +28,11 @@ pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
     pub(crate) deny: Networks,
     pub(crate) trusted: Networks,
+    /// Peers that begin connections with a PROXY header.
+    pub(crate) balancers: Networks,
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// The port of https URLs that clients are sent to.
+    pub(crate) https_port: u16,
     pub(crate) registry: RegistryStatus,
     pub(crate) tcp: TcpStatus,
     /// The shutdown has begun.
@@ -66,8 +72,14 @@ pub(crate) struct RegistryStatus {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, workers: usize) -> Result<Self, Error> {
+    /// `https_port`: where TLS is listened, if it is.
+    pub(crate) fn new(config: Config, workers: usize, https_port: Option<u16>) -> Result<Self, Error> {
         config.check()?;
+        let tls = https_port.map(|_| Tls::new().map(Arc::new)).transpose()?;
+        let https_port = match config.https_port {
+            0 => https_port.unwrap_or_default(),
+            port => port,
+        };
         Ok(Self {
             table: Arc::default(),
             workers: (0..workers).map(|_| WorkerStats::default()).collect(),
@@ -77,6 +89,9 @@ impl Shared {
             connections: Arc::new(Connections::new(config.max_connections_per_client)),
             deny: Networks::new(&config.deny),
             trusted: Networks::new(&config.trusted_proxies),
+            balancers: Networks::new(&config.proxy_protocol_from),
+            tls,
+            https_port,
             registry: RegistryStatus::default(),
             tcp: TcpStatus::default(),
             stopping: AtomicBool::new(false),

@@ -36,6 +36,7 @@ pub(crate) struct Tunnel {
 struct Pipe {
     /// Read but not written.
     rest: Bytes,
+    unflushed: bool,
     ended: bool,
     closed: bool,
     bytes: u64,
@@ -47,6 +48,7 @@ impl Pipe {
     fn new(rest: Bytes) -> Self {
         Self {
             rest,
+            unflushed: false,
             ended: false,
             closed: false,
             bytes: 0,
@@ -65,6 +67,7 @@ impl Pipe {
         loop {
             if !self.rest.is_empty() {
                 let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest))?;
+                self.unflushed = true;
                 wrote(&mut self.bytes, &mut self.frames, &self.rest[..n])?;
                 self.rest.advance(n);
                 continue;
@@ -77,7 +80,13 @@ impl Pipe {
                 return Poll::Ready(Ok(()));
             }
             let mut buffer = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut *from).poll_read(cx, &mut buffer))?;
+            if Pin::new(&mut *from).poll_read(cx, &mut buffer)?.is_pending() {
+                // TLS may still hold what was written.
+                if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
+                    self.unflushed = false;
+                }
+                return Poll::Pending;
+            }
             let read = buffer.filled();
             if read.is_empty() {
                 self.ended = true;
@@ -86,6 +95,7 @@ impl Pipe {
             let n = match Pin::new(&mut *to).poll_write(cx, read) {
                 Poll::Ready(written) => {
                     let n = written?;
+                    self.unflushed = true;
                     wrote(&mut self.bytes, &mut self.frames, &read[..n])?;
                     n
                 }

@@ -1,9 +1,8 @@
-//! A worker: one thread, one single-threaded runtime, one listener, its own connections and upstream pool. Workers share the
+//! A worker: one thread, one single-threaded runtime, own listeners, connections and upstream pool. Workers share the
 //! route table, which they only read, and counters.
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,21 +10,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Cache};
 use bytes::Bytes;
 use http::HeaderValue;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::client::Client;
-use crate::config::plain;
+use crate::door::Door;
 use crate::exchange::Limits;
 use crate::h2c;
+use crate::http2;
 use crate::metrics::{SAMPLED, WorkerStats};
 use crate::pool::{Http1, Pool, Sender};
 use crate::retry::Spare;
 use crate::shared::Shared;
 use crate::table::{App, Table};
 use crate::tcp::{self, Arrival};
-use crate::{answer, connection, http2};
 
 /// Bytes of the buffer through which a worker copies tunnels.
 const SCRATCH: usize = 64 * 1024;
@@ -49,6 +46,8 @@ pub(crate) struct Worker {
     /// Most bytes that an endpoint may send before the head of its answer is whole, interim answers included.
     pub(crate) most_before_answer: u32,
     pub(crate) limits: Limits,
+    /// Longest time that a TLS handshake may take.
+    pub(crate) handshake: Duration,
     /// How often a connection's timer looks.
     pub(crate) tick: Duration,
     /// Set when the worker has begun to stop: connections close after their current request.
@@ -103,6 +102,7 @@ impl Worker {
                 body,
                 park,
             },
+            handshake: Duration::from_millis(config.tls_handshake_timeout_ms),
             tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),
             draining: Cell::new(false),
             drain: CancellationToken::new(),
@@ -211,7 +211,8 @@ fn hex(number: u64) -> [u8; 16] {
 pub(crate) fn run(
     index: usize,
     shared: Arc<Shared>,
-    listener: std::net::TcpListener,
+    plain: std::net::TcpListener,
+    tls: Option<std::net::TcpListener>,
     mut arrivals: mpsc::Receiver<Arrival>,
     stop: &CancellationToken,
 ) -> io::Result<()> {
@@ -219,8 +220,6 @@ pub(crate) fn run(
         .enable_all()
         .build_local(tokio::runtime::LocalOptions::default())?;
     runtime.block_on(async move {
-        let port = listener.local_addr()?.port();
-        let listener = TcpListener::from_std(listener)?;
         let worker = Rc::new(Worker::new(index, shared));
         let sweeping = Rc::clone(&worker);
         tokio::task::spawn_local(async move {
@@ -239,11 +238,15 @@ pub(crate) fn run(
                 tokio::task::spawn_local(async move { tcp::serve(&worker, arrival, Bytes::new()).await });
             }
         });
+        let mut doors = vec![Door::plain(plain)?];
+        if let (Some(listener), Some(tls)) = (tls, &worker.shared.tls) {
+            doors.push(Door::tls(listener, Arc::clone(tls))?);
+        }
+        let accepting = futures::future::join_all(doors.into_iter().map(|door| door.accept(&worker)));
         tokio::select! {
             () = stop.cancelled() => {}
-            () = accept(&worker, &listener, port) => {}
+            _ = accepting => {}
         }
-        drop(listener);
         worker.draining.set(true);
         worker.drain.cancel();
         let deadline = Instant::now() + Duration::from_secs(worker.shared.config.drain_timeout_s);
@@ -260,75 +263,4 @@ pub(crate) fn run(
         }
         Ok(())
     })
-}
-
-async fn accept(worker: &Rc<Worker>, listener: &TcpListener, port: u16) {
-    let mut pause = Duration::ZERO;
-    let port = HeaderValue::from(port);
-    loop {
-        match listener.accept().await {
-            Ok((stream, peer)) => {
-                pause = Duration::ZERO;
-                open(worker, stream, peer, &port);
-            }
-            Err(error) => {
-                worker.stats().accept_errors.add(1);
-                // Out of descriptors or memory: whoever waits is served when some are free; until then don't spin.
-                pause = (pause * 2).clamp(Duration::from_millis(5), Duration::from_secs(1));
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(pause).await;
-            }
-        }
-    }
-}
-
-fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: &HeaderValue) {
-    let shared = &worker.shared;
-    let stats = worker.stats();
-    stats.connections.add(1);
-    let ip = plain(peer.ip());
-    let trusted = shared.trusted.contains(ip);
-    let most = shared.config.max_connections.div_ceil(shared.workers.len()) as u64;
-    let slot = if stats.connections_open.get() >= most {
-        None
-    } else if trusted {
-        Some(None)
-    } else {
-        shared.connections.open(ip).map(Some)
-    };
-    let Some(slot) = slot else {
-        // Best effort: the answer fits every socket buffer, and nobody waits for it.
-        let _ = stream.try_write(answer::TOO_MANY);
-        return;
-    };
-    // Fails only on a dead connection, which shows soon enough.
-    let _ = stream.set_nodelay(true);
-    let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let client = Rc::new(Client {
-        ip,
-        address,
-        port: port.clone(),
-        trusted,
-    });
-    let open = Open::new(Rc::clone(worker));
-    tokio::task::spawn_local(async move {
-        connection::run(&open.0, client, stream).await;
-        drop((slot, open));
-    });
-}
-
-/// Counts an open connection, also when its task panics.
-pub(crate) struct Open(Rc<Worker>);
-
-impl Open {
-    pub(crate) fn new(worker: Rc<Worker>) -> Self {
-        worker.stats().connections_open.add(1);
-        Self(worker)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.stats().connections_open.sub(1);
-    }
 }

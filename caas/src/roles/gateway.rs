@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use gateway::{Deps, Listeners, Succession};
+use model::registry::RegistryReader;
 
 use crate::commands::gateway::GatewayCommand;
 use crate::config::{ConfigArgs, Overrides};
@@ -52,6 +54,12 @@ pub(crate) struct CommonArgs {
     /// Where clients connect [default: 0.0.0.0:8080; caas up: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where clients connect with TLS; off without it
+    #[arg(long, value_name = "ADDRESS")]
+    tls_listen: Option<SocketAddr>,
+    /// Folder with certificates, NAME.crt and NAME.key or both in NAME.pem [default with caas up: DATA/certificates]
+    #[arg(long, value_name = "DIR")]
+    certificates_dir: Option<PathBuf>,
     /// Apps answer at {app}.DOMAIN [default: localhost]
     #[arg(long)]
     pub(crate) domain: Option<String>,
@@ -75,6 +83,8 @@ impl CommonArgs {
         let cidrs = Some(&self.endpoint_cidr).filter(|list| !list.is_empty());
         overrides
             .set("gateway.listen", self.listen)
+            .set("gateway.tls_listen", self.tls_listen)
+            .set("gateway.certificates_dir", self.certificates_dir.as_ref())
             .set("gateway.domain", self.domain.as_ref())
             .set("gateway.endpoint_cidrs", cidrs)
             .set("gateway.endpoint_ports", self.endpoint_ports.as_ref())
@@ -116,7 +126,8 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
             succession.serving.cancelled().await;
             handover::serves(pid_file.as_deref());
         });
-        let result = gateway::run(settings, Deps { registry }, listeners, shutdown.clone()).await;
+        let deps = deps(registry, &settings)?;
+        let result = gateway::run(settings, deps, listeners, shutdown.clone()).await;
         announcing.abort();
         handing_over.abort();
         if handed_over.is_cancelled() && result.is_ok() {
@@ -132,10 +143,11 @@ fn sockets(listeners: &Listeners) -> impl Iterator<Item = (&'static str, &std::n
         .http
         .iter()
         .map(|l| ("http", l))
+        .chain(listeners.tls.iter().map(|l| ("https", l)))
         .chain([("admin", &listeners.admin)])
 }
 
-/// A gateway's sockets: those that were `inherited`, else newly bound: one listener per worker, and the admin's, which
+/// A gateway's sockets: those that were `inherited`, else newly bound: one listener per worker, as many for TLS if it is on, and the admin's, which
 /// `admin_setting` changes.
 pub(crate) fn bind(
     settings: &gateway::Config,
@@ -151,13 +163,28 @@ pub(crate) fn bind(
         succession.inherited = true;
         http
     };
+    let tls = match (settings.tls_listen, inherited.named("https")) {
+        (Some(_), tls) if tls.len() == http.len() => tls,
+        (Some(address), _) => listen::many(address, http.len(), "--tls-listen (gateway.tls_listen)")?,
+        (None, _) => Vec::new(),
+    };
     let admin = match inherited.named("admin").pop() {
         Some(admin) => admin,
         None => listen::one(settings.admin, admin_setting)?,
     };
     Ok(Listeners {
         http,
+        tls,
         admin,
         succession,
     })
+}
+
+/// What a gateway needs; with certificates, SIGHUP makes it read them again.
+pub(crate) fn deps(registry: Arc<dyn RegistryReader>, settings: &gateway::Config) -> Result<Deps, Failure> {
+    let reload = Arc::default();
+    if settings.certificates_dir.is_some() {
+        process::reload_on_hangup(Arc::clone(&reload))?;
+    }
+    Ok(Deps { registry, reload })
 }

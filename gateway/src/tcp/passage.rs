@@ -19,10 +19,11 @@ use super::metrics::{Outcome, Stripe};
 use super::splice::{End, splice};
 use crate::balance::{Ask, Tried, Unpicked};
 use crate::config::plain;
+use crate::door::Open;
 use crate::eject::{Endpoint, Entered};
 use crate::limit::OneConnection;
 use crate::table::App;
-use crate::worker::{Open, Worker};
+use crate::worker::Worker;
 
 /// How long both sides of a connection may be silent before the kernel asks whether the other is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);

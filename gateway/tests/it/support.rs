@@ -16,6 +16,7 @@ use model::registry::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -97,6 +98,9 @@ pub(crate) fn remove(app: &str, version: &str, container: &str) -> RegistryChang
 /// A running gateway.
 pub(crate) struct Gateway {
     pub(crate) http: SocketAddr,
+    /// Where TLS is spoken, when it is on.
+    pub(crate) https: Option<SocketAddr>,
+    pub(crate) reload: Arc<Notify>,
     pub(crate) admin: SocketAddr,
     pub(crate) feed: Arc<Feed>,
     pub(crate) shutdown: CancellationToken,
@@ -115,21 +119,31 @@ impl Gateway {
     /// With one worker and no word from the registry yet.
     pub(crate) async fn silent(config: Config) -> Self {
         let http = gateway::bind("127.0.0.1:0".parse().unwrap(), config.workers.max(1)).unwrap();
+        let tls = match config.tls_listen {
+            Some(address) => gateway::bind(address, http.len()).unwrap(),
+            None => Vec::new(),
+        };
+        let https = tls.first().map(|l| l.local_addr().unwrap());
+        let reload: Arc<Notify> = Arc::default();
         let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let feed = Arc::new(Feed::default());
         let shutdown = CancellationToken::new();
         let (http_at, admin_at) = (http[0].local_addr().unwrap(), admin.local_addr().unwrap());
         let deps = Deps {
             registry: Arc::clone(&feed) as Arc<dyn RegistryReader>,
+            reload: Arc::clone(&reload),
         };
         let listeners = Listeners {
             http,
+            tls,
             admin,
             succession: gateway::Succession::default(),
         };
         let task = tokio::spawn(gateway::run(config, deps, listeners, shutdown.clone()));
         let gateway = Self {
             http: http_at,
+            https,
+            reload,
             admin: admin_at,
             feed,
             shutdown,

@@ -1,0 +1,99 @@
+//! A client's byte stream: plain, or inside TLS. What speaks HTTP above does not care which.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+/// Longest time that writing a last word may take.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// Plain or TLS.
+pub(crate) enum Stream {
+    Plain(TcpStream),
+    /// Boxed: the state of TLS must not make plain connections larger.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Waits until something can be read. Only for streams that were read until nothing more came: what TLS has buffered does
+    /// not show here.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.readable().await,
+            Self::Tls(tls) => tls.get_ref().0.readable().await,
+        }
+    }
+
+    /// Closes in order: TLS says that it ends, so that the client can tell it from being cut off.
+    pub(crate) async fn close(mut self) {
+        if matches!(self, Self::Tls(_)) {
+            // Whoever does not take the few bytes has gone.
+            let _ = tokio::time::timeout(LAST_WORD, self.shutdown()).await;
+        }
+    }
+
+    /// Writes what the client is told before the connection closes; `false` when it can't be told.
+    pub(crate) async fn last_word(&mut self, bytes: &[u8]) -> bool {
+        let write = async {
+            self.write_all(bytes).await?;
+            self.flush().await
+        };
+        matches!(tokio::time::timeout(LAST_WORD, write).await, Ok(Ok(())))
+    }
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(socket) => Pin::new(socket).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(socket) => Pin::new(socket).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    #[inline]
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    #[inline]
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}

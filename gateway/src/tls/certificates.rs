@@ -1,0 +1,276 @@
+//! Certificates and the table in which a client's server name finds its own: the exact name first, then the wildcard one
+//! label up, then the default. The table is immutable; a change makes a new one.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ahash::AHashMap;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+/// The certificate of this name serves clients whose server name no other has, and those that say none.
+pub(crate) const DEFAULT: &str = "default";
+/// Most names of one certificate; authorities issue 100.
+const MOST_NAMES: usize = 1_000;
+/// Most certificates of one chain.
+const LONGEST_CHAIN: usize = 10;
+
+/// A chain with its key.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    /// What it is called: the name of its files.
+    pub(crate) name: String,
+    /// DNS names that it is for, in lower case; wildcards as `*.example.com`.
+    pub(crate) names: Vec<String>,
+    /// When it expires, in seconds since 1970.
+    pub(crate) expires: i64,
+    key: Arc<CertifiedKey>,
+}
+
+impl Certificate {
+    /// Reads a chain (the server's own certificate first) and its key, both PEM.
+    ///
+    /// # Errors
+    /// One sentence: what is wrong with which of them.
+    pub(crate) fn parse(name: &str, chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<Self, String> {
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
+            .take(LONGEST_CHAIN + 1)
+            .collect::<Result<_, _>>()
+            .map_err(|e| format!("the certificate is no sound PEM: {e}"))?;
+        if chain.len() > LONGEST_CHAIN {
+            return Err(format!("the chain has more than {LONGEST_CHAIN} certificates"));
+        }
+        let own = chain.first().ok_or("there is no certificate in it")?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("the key is no sound PEM: {e}"))?;
+        let (_, parsed) = X509Certificate::from_der(own).map_err(|e| format!("the certificate can't be read: {e}"))?;
+        let expires = parsed.validity().not_after.timestamp();
+        let alternative = parsed
+            .subject_alternative_name()
+            .map_err(|e| format!("the certificate's names can't be read: {e}"))?;
+        let names: Vec<String> = alternative
+            .iter()
+            .flat_map(|list| &list.value.general_names)
+            .filter_map(|n| match n {
+                GeneralName::DNSName(dns) => Some(dns.trim_end_matches('.').to_ascii_lowercase()),
+                _ => None,
+            })
+            .take(MOST_NAMES + 1)
+            .collect();
+        if names.len() > MOST_NAMES {
+            return Err(format!("the certificate has more than {MOST_NAMES} names"));
+        }
+        if names.is_empty() && name != DEFAULT {
+            return Err("the certificate has no DNS name (subject alternative name)".into());
+        }
+        let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| match e {
+            rustls::Error::InconsistentKeys(_) => "the key is not the certificate's".to_owned(),
+            other => format!("the key can't be used: {other}"),
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            names,
+            expires,
+            key: Arc::new(key),
+        })
+    }
+
+    /// Seconds until it expires; negative when it has.
+    pub(crate) fn seconds_left(&self) -> i64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expires
+            .saturating_sub(i64::try_from(now.as_secs()).unwrap_or(i64::MAX))
+    }
+}
+
+/// All certificates, found by server name.
+#[derive(Debug, Default)]
+pub(crate) struct Certificates {
+    exact: AHashMap<Box<str>, Arc<CertifiedKey>>,
+    /// By what follows `*.`.
+    wildcard: AHashMap<Box<str>, Arc<CertifiedKey>>,
+    default: Option<Arc<CertifiedKey>>,
+    /// The one that expires first before the others.
+    all: Vec<Arc<Certificate>>,
+}
+
+impl Certificates {
+    /// The table of these. Where two have the same name, the one that expires later serves it.
+    pub(crate) fn new(mut all: Vec<Arc<Certificate>>) -> Self {
+        all.sort_by(|a, b| a.expires.cmp(&b.expires).then_with(|| a.name.cmp(&b.name)));
+        let mut table = Self::default();
+        for certificate in &all {
+            for name in &certificate.names {
+                let (map, key) = match name.strip_prefix("*.") {
+                    Some(parent) => (&mut table.wildcard, parent),
+                    None => (&mut table.exact, name.as_str()),
+                };
+                map.insert(key.into(), Arc::clone(&certificate.key));
+            }
+            if certificate.name == DEFAULT {
+                table.default = Some(Arc::clone(&certificate.key));
+            }
+        }
+        table.all = all;
+        table
+    }
+
+    /// The certificate for a server name, in lower case; `None` as a name: the client says none.
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+        name.and_then(|name| self.own(name)).or(self.default.as_ref())
+    }
+
+    fn own(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        self.exact.get(name).or_else(|| {
+            let (label, parent) = name.split_once('.')?;
+            // A wildcard stands for one whole label (RFC 6125 6.4.3).
+            self.wildcard.get(parent).filter(|_| !label.is_empty())
+        })
+    }
+
+    /// Whether a certificate names this host, in lower case.
+    pub(crate) fn names(&self, host: &str) -> bool {
+        self.own(host).is_some()
+    }
+
+    /// Every certificate, the one that expires first before the others.
+    pub(crate) fn all(&self) -> &[Arc<Certificate>] {
+        &self.all
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    /// PEM of a self-signed certificate and its key.
+    pub(crate) fn made(names: &[&str]) -> (String, String) {
+        let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    pub(crate) fn provider() -> CryptoProvider {
+        rustls::crypto::ring::default_provider()
+    }
+
+    fn certificate(name: &str, names: &[&str]) -> Arc<Certificate> {
+        let (chain, key) = made(names);
+        Arc::new(Certificate::parse(name, chain.as_bytes(), key.as_bytes(), &provider()).expect("sound"))
+    }
+
+    #[test]
+    fn exact_before_wildcard_before_default() {
+        let exact = certificate("exact", &["shop.example.com"]);
+        let wild = certificate("wild", &["*.example.com", "Example.ORG"]);
+        let default = certificate(DEFAULT, &["localhost"]);
+        let with = Certificates::new(vec![Arc::clone(&exact), Arc::clone(&wild), Arc::clone(&default)]);
+        let without = Certificates::new(vec![Arc::clone(&exact), Arc::clone(&wild)]);
+        let is = |name: Option<&str>, one: &Arc<Certificate>| {
+            assert!(
+                with.find(name).is_some_and(|found| Arc::ptr_eq(found, &one.key)),
+                "{name:?}"
+            );
+        };
+        is(Some("shop.example.com"), &exact);
+        is(Some("other.example.com"), &wild);
+        is(Some("example.org"), &wild);
+        for name in [
+            None,
+            Some("example.com"),
+            Some("a.b.example.com"),
+            Some(".example.com"),
+            Some("nowhere"),
+        ] {
+            is(name, &default);
+            assert!(without.find(name).is_none(), "{name:?}");
+            assert!(!name.is_some_and(|n| with.names(n)), "{name:?}");
+        }
+        assert!(with.names("shop.example.com") && with.names("x.example.com") && with.names("localhost"));
+    }
+
+    #[test]
+    fn the_one_that_expires_later_serves() {
+        let old = certificate("b", &["a.test"]);
+        let mut new = Certificate {
+            name: "a".into(),
+            names: old.names.clone(),
+            expires: old.expires + 1,
+            key: Arc::clone(&certificate("x", &["x"]).key),
+        };
+        for (expires, newer) in [(old.expires + 1, true), (old.expires - 1, false)] {
+            new.expires = expires;
+            let new = Arc::new(Certificate {
+                name: new.name.clone(),
+                names: new.names.clone(),
+                expires,
+                key: Arc::clone(&new.key),
+            });
+            let table = Certificates::new(vec![Arc::clone(&new), Arc::clone(&old)]);
+            let found = table.find(Some("a.test")).expect("found");
+            assert_eq!(Arc::ptr_eq(found, &new.key), newer);
+            assert_eq!(table.all()[0].expires, old.expires.min(expires));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let (chain, key) = made(&["a.test"]);
+        let (other_chain, other_key) = made(&["b.test"]);
+        let (nameless, nameless_key) = made(&[]);
+        let half = &chain[..chain.len() / 2];
+        let long = chain.repeat(11);
+        for (chain, key, says) in [
+            ("", key.as_str(), "no certificate"),
+            ("junk", &key, "no certificate"),
+            (half, &key, "PEM"),
+            (&chain, "", "the key"),
+            (&chain, &chain, "the key"),
+            (&chain, &other_key, "not the certificate's"),
+            (&other_chain, &key, "not the certificate's"),
+            (&nameless, &nameless_key, "no DNS name"),
+            (&long, &key, "more than 10"),
+        ] {
+            let error =
+                Certificate::parse("a", chain.as_bytes(), key.as_bytes(), &provider()).expect_err("not this one");
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(Certificate::parse(DEFAULT, nameless.as_bytes(), nameless_key.as_bytes(), &provider()).is_ok());
+        let both = format!("{key}{chain}");
+        let one = Certificate::parse("a", both.as_bytes(), both.as_bytes(), &provider()).expect("one file");
+        assert!(one.seconds_left() > 86_400);
+    }
+
+    #[test]
+    fn ten_thousand_names_are_found_fast() {
+        let one = certificate("a", &["a.test"]);
+        let all = (0..10_000)
+            .map(|i| {
+                Arc::new(Certificate {
+                    name: format!("c{i}"),
+                    names: vec![format!("c{i}.apps.example"), format!("*.c{i}.apps.example")],
+                    expires: one.expires,
+                    key: Arc::clone(&one.key),
+                })
+            })
+            .collect();
+        let begun = Instant::now();
+        let table = Certificates::new(all);
+        let built = begun.elapsed();
+        let begun = Instant::now();
+        for i in 0..10_000 {
+            assert!(table.find(Some(&format!("c{i}.apps.example"))).is_some());
+            assert!(table.find(Some(&format!("www.c{i}.apps.example"))).is_some());
+        }
+        let found = begun.elapsed();
+        // Tables that compare name by name would take seconds.
+        assert!(
+            built.as_millis() < 500 && found.as_millis() < 200,
+            "{built:?} {found:?}"
+        );
+    }
+}
