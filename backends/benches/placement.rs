@@ -144,6 +144,7 @@ async fn deploy(store: &dyn Store, id: AppId) -> Arc<App> {
             previous_release: 0,
             last_release: 1,
             restart_before: None,
+            canary: None,
             config: AppConfig::default(),
             operation: None,
             placements: 0,

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::context::{self, Context, Wishes};
 use crate::client::{Client, Target};
-use crate::commands::{apps, deploy, doctor, events, host, instances, logs, operation, registry, system};
+use crate::commands::{apps, canary, deploy, doctor, events, host, instances, logs, operation, registry, system};
 use crate::exit::Failure;
 use crate::render::Output;
 use crate::{roles, up};
@@ -123,6 +123,12 @@ pub(crate) enum ClientCommand {
     Start(apps::VerbArgs),
     /// Return to an earlier release
     Rollback(apps::RollbackArgs),
+    /// Give an app's canary another share of the requests (`deploy --canary` begins one)
+    Canary(canary::CanaryArgs),
+    /// Let an app's canary take over
+    Promote(apps::VerbArgs),
+    /// Take an app's canary away
+    Abort(apps::VerbArgs),
     /// Take an app away with everything that belongs to it
     Rm(apps::VerbArgs),
     /// Docker hosts of the fleet
@@ -157,6 +163,9 @@ impl ClientCommand {
             Self::Stop(args) => apps::stop(session, args).await,
             Self::Start(args) => apps::start(session, args).await,
             Self::Rollback(args) => apps::rollback(session, args).await,
+            Self::Canary(args) => canary::share(session, args).await,
+            Self::Promote(args) => canary::promote(session, args).await,
+            Self::Abort(args) => canary::abort(session, args).await,
             Self::Rm(args) => apps::remove(session, args).await,
             Self::Host(command) => host::run(session, command).await,
             Self::Registry(command) => registry::run(session, command).await,
@@ -210,6 +219,10 @@ mod tests {
             "scale hello 4 --timeout 10s",
             "logs hello -f --tail 10",
             "rollback hello 2",
+            "deploy hello:2 --canary 5 --instances 2",
+            "canary hello 50",
+            "promote hello",
+            "abort hello",
             "rm hello",
             "host add h1 --address 10.0.0.1 --engine tcp://10.0.0.1:2375 --label a=b --memory 4G",
             "host label h1 a=c b-",
@@ -233,6 +246,8 @@ mod tests {
             "deploy hello",
             "deploy Hello:1",
             "scale hello many",
+            "canary hello 0",
+            "deploy hello:2 --canary 101",
             "deploy hello:1 --memory lots",
             "host add h1 --address nowhere",
             "rm",

@@ -1,5 +1,7 @@
 //! An app and its releases.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{AppConfig, AppId, Generation, ReleaseSpec, TenantId, Timestamp, Version};
@@ -25,6 +27,8 @@ pub struct App {
     pub last_release: u32,
     /// Instances older than this are replaced one by one (`restart`).
     pub restart_before: Option<Timestamp>,
+    /// A second release that runs beside `release` and is given a share of the requests.
+    pub canary: Option<Canary>,
     /// How traffic reaches it.
     pub config: AppConfig,
     /// The operation that last changed it.
@@ -38,6 +42,55 @@ pub struct App {
     pub updated_at: Timestamp,
     /// Optimistic lock.
     pub generation: Generation,
+}
+
+/// A second release beside the one that an app is at. As long as there is one, the app's `config.weights` are its
+/// [`Canary::weights`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    /// Its release.
+    pub release: u32,
+    /// Its release's version.
+    pub version: Version,
+    /// The version of the release beside which it runs.
+    pub beside: Version,
+    /// Its wanted number of instances (1-1,000). 0: it is on its way out, and forgotten when its last instance has gone.
+    pub instances: u32,
+    /// Its share of the requests in per cent (1-100); 0 on its way out.
+    pub percent: u32,
+}
+
+impl Canary {
+    /// Whether it is on its way out.
+    pub fn leaves(&self) -> bool {
+        self.instances == 0
+    }
+
+    /// The same canary on its way out. It keeps a share of nothing until it has gone: without any share its instances
+    /// would count like all others again.
+    #[must_use]
+    pub fn leaving(&self) -> Self {
+        Self {
+            instances: 0,
+            percent: 0,
+            ..self.clone()
+        }
+    }
+
+    /// The shares of the two versions.
+    pub fn weights(&self) -> BTreeMap<Version, u32> {
+        let percent = self.percent.min(100);
+        BTreeMap::from([(self.beside.clone(), 100 - percent), (self.version.clone(), percent)])
+    }
+
+    /// `app` as if it were at the canary's release alone.
+    pub fn alone(&self, app: &App) -> App {
+        App {
+            release: self.release,
+            instances: self.instances,
+            ..app.clone()
+        }
+    }
 }
 
 /// Whether an app should run.

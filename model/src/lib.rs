@@ -25,7 +25,7 @@ pub mod spec;
 pub mod store;
 pub mod time;
 
-pub use app::{App, AppStatus, Release};
+pub use app::{App, AppStatus, Canary, Release};
 pub use config::AppConfig;
 pub use event::{Event, EventKind, NewEvent};
 pub use host::{Host, HostChange, HostClash, Schedulability};

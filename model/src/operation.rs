@@ -55,6 +55,12 @@ pub enum OperationKind {
     Remove,
     /// Another way for traffic to reach the app; done as soon as it is recorded.
     Configure,
+    /// A second release beside the present one.
+    Canary,
+    /// The canary takes over.
+    Promote,
+    /// The canary taken away.
+    Abort,
     /// A host emptied.
     DrainHost,
 }
@@ -71,6 +77,9 @@ impl OperationKind {
             Self::Rollback => "rollback",
             Self::Remove => "remove",
             Self::Configure => "configure",
+            Self::Canary => "canary",
+            Self::Promote => "promote",
+            Self::Abort => "abort",
             Self::DrainHost => "drain_host",
         }
     }

@@ -516,4 +516,14 @@ pub enum AppSettle {
         /// The release to which it returns.
         to: u32,
     },
+    /// The canary of this release failed: it is on its way out from now on.
+    CanaryFailed {
+        /// The canary's release.
+        release: u32,
+    },
+    /// The canary of this release was on its way out and has gone: it is forgotten, and no version has a share of its own any more.
+    CanaryGone {
+        /// The canary's release.
+        release: u32,
+    },
 }

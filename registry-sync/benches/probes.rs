@@ -200,6 +200,7 @@ async fn deployed(store: &dyn Store, id: &AppId, now: Timestamp) -> Generation {
         previous_release: 0,
         last_release: 1,
         restart_before: None,
+        canary: None,
         config: AppConfig::default(),
         operation: Some(operation.id.clone()),
         placements: 0,

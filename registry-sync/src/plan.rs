@@ -159,6 +159,7 @@ pub(crate) mod tests {
             previous_release: 0,
             last_release: 1,
             restart_before: None,
+            canary: None,
             config: AppConfig::default(),
             operation: None,
             placements: 0,

@@ -117,6 +117,7 @@ impl Bed {
                 previous_release: 0,
                 last_release: 1,
                 restart_before: None,
+                canary: None,
                 config: AppConfig::default(),
                 operation: Some(operation.id.clone()),
                 placements: 0,

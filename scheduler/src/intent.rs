@@ -6,6 +6,8 @@ use model::{
     Release, ReleaseSpec, Step, StepState, TenantId, Timestamp, Version,
 };
 
+use crate::canary;
+
 /// Most instances of one app.
 pub(crate) const MAX_INSTANCES: u32 = 1_000;
 
@@ -41,6 +43,14 @@ pub(crate) enum Change {
     Remove,
     /// Another way for traffic to reach it.
     Configure(Box<AppConfig>),
+    /// A new release beside the present one.
+    Canary(Box<canary::NewCanary>),
+    /// Another share of the requests for the canary, per cent.
+    Share(u32),
+    /// The canary takes over.
+    Promote,
+    /// The canary is taken away.
+    Abort,
 }
 
 /// What a decision is made from.
@@ -86,6 +96,21 @@ pub(crate) enum Refusal {
     /// It runs that release already.
     #[error("app {0} is at release {1} already")]
     AlreadyAt(AppId, u32),
+    /// It has a canary, which has to be promoted or aborted first.
+    #[error("app {0} has a canary, release {1}: promote or abort it first")]
+    HasCanary(AppId, u32),
+    /// It has none.
+    #[error("app {0} has no canary")]
+    NoCanary(AppId),
+    /// A canary needs a release beside which it runs.
+    #[error("app {0} has no release that is fully routed, beside which a canary could run: deploy one first")]
+    NothingBeside(AppId),
+    /// The canary would not be told from what it runs beside.
+    #[error("app {0} runs version {1} already: gateways tell a canary by its version")]
+    SameVersion(AppId, Version),
+    /// The share is out of range.
+    #[error("{0} %: a canary's share must be 1 to 100")]
+    Share(u32),
     /// The number of instances is out of range.
     #[error("{0} instances: it must be 0 to {MAX_INSTANCES}")]
     TooMany(u32),
@@ -104,7 +129,10 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
     {
         let mut app = match situation.app {
             Some(app) if app.status == AppStatus::Removing => return Err(Refusal::Removing(id.clone())),
-            Some(app) => app.clone(),
+            Some(app) => {
+                canary::none(app)?;
+                app.clone()
+            }
             None => new_app(id, now),
         };
         let number = app.last_release + 1;
@@ -115,6 +143,9 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         app.last_release = number;
         app.instances = checked(instances.unwrap_or(app.instances))?;
         app.config = (**config).clone();
+        if app.canary.take().is_some() {
+            app.config.weights.clear();
+        }
         app.status = AppStatus::Running;
         let release = Release {
             app: id.clone(),
@@ -168,6 +199,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             (going_on(situation, OperationKind::Start, false), format!("start {id}"))
         }
         Change::Rollback(release) => {
+            canary::none(current)?;
             if *release == current.release && current.status == AppStatus::Running {
                 return Err(Refusal::AlreadyAt(id.clone(), *release));
             }
@@ -189,12 +221,39 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         }
         Change::Configure(config) => {
             app.config = (**config).clone();
+            // Its shares are the canary's own.
+            if let Some(canary) = &app.canary {
+                app.config.weights = canary.weights();
+            }
             let mut operation = going_on(situation, OperationKind::Configure, true);
             if operation.kind == OperationKind::Configure {
                 operation.state = OperationState::Succeeded;
                 operation.message = "recorded; gateways follow".into();
             }
             (operation, format!("configure {id}"))
+        }
+        Change::Canary(new) => {
+            let (release, message) = canary::begin(&mut app, situation, new)?;
+            let operation = operation(id, OperationKind::Canary, Some(release.number), now);
+            return Ok(draft(app, Some(release), operation, message, now));
+        }
+        Change::Share(percent) => {
+            let message = canary::share(&mut app, *percent)?;
+            let mut operation = going_on(situation, OperationKind::Configure, true);
+            if operation.kind == OperationKind::Configure {
+                operation.state = OperationState::Succeeded;
+                operation.message = "recorded; gateways follow".into();
+            }
+            (operation, message)
+        }
+        Change::Promote => {
+            let message = canary::promote(&mut app, settled)?;
+            let operation = operation(id, OperationKind::Promote, Some(app.release), now);
+            (operation, message)
+        }
+        Change::Abort => {
+            let message = canary::abort(&mut app)?;
+            (new(OperationKind::Abort), message)
         }
     };
     Ok(draft(app, None, operation, message, now))
@@ -211,14 +270,14 @@ fn draft(mut app: App, release: Option<Release>, operation: Operation, message: 
     }
 }
 
-fn checked(instances: u32) -> Result<u32, Refusal> {
+pub(crate) fn checked(instances: u32) -> Result<u32, Refusal> {
     if instances > MAX_INSTANCES {
         return Err(Refusal::TooMany(instances));
     }
     Ok(instances)
 }
 
-fn running(app: &App) -> Result<(), Refusal> {
+pub(crate) fn running(app: &App) -> Result<(), Refusal> {
     match app.status {
         AppStatus::Stopped => Err(Refusal::Stopped(app.id.clone())),
         _ => Ok(()),
@@ -235,6 +294,7 @@ fn new_app(id: &AppId, now: Timestamp) -> App {
         previous_release: 0,
         last_release: 0,
         restart_before: None,
+        canary: None,
         config: AppConfig::default(),
         operation: None,
         placements: 0,
@@ -244,12 +304,19 @@ fn new_app(id: &AppId, now: Timestamp) -> App {
     }
 }
 
-/// The operation of a change that leaves an open deploy or rollback as it is: that one under a new id, so that it
+/// The operation of a change that leaves an open deploy, rollback, canary or promotion as it is: that one under a new id, so that it
 /// still can fail and return; otherwise a new one of `kind`. Changes beside the instances leave every operation as it is.
 fn going_on(situation: &Situation<'_>, kind: OperationKind, beside: bool) -> Operation {
     let brings_release = |open: &Operation| {
-        matches!(open.kind, OperationKind::Deploy | OperationKind::Rollback)
-            && situation.app.is_some_and(|a| open.release == Some(a.release))
+        let taking_over = matches!(
+            open.kind,
+            OperationKind::Deploy | OperationKind::Rollback | OperationKind::Promote
+        );
+        situation.app.is_some_and(|app| {
+            let beside = app.canary.as_ref().map(|c| c.release);
+            (taking_over && open.release == Some(app.release))
+                || (open.kind == OperationKind::Canary && open.release == beside)
+        })
     };
     match situation.open {
         Some(open) if beside || brings_release(open) => Operation {
@@ -274,7 +341,9 @@ fn operation(app: &AppId, kind: OperationKind, release: Option<u32>, now: Timest
 /// A new operation about nothing yet.
 pub(crate) fn blank_operation(kind: OperationKind, now: Timestamp) -> Operation {
     let names: &[&str] = match kind {
-        OperationKind::Stop | OperationKind::Remove | OperationKind::DrainHost => &["drain", "stop"],
+        OperationKind::Stop | OperationKind::Remove | OperationKind::Abort | OperationKind::DrainHost => {
+            &["drain", "stop"]
+        }
         OperationKind::Configure => &[],
         _ => &["pull", "create", "start", "probe", "route"],
     };
@@ -304,16 +373,16 @@ pub(crate) fn blank_operation(kind: OperationKind, now: Timestamp) -> Operation 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    const NOW: Timestamp = Timestamp::from_millis(1_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_000_000);
 
-    fn id() -> AppId {
+    pub(crate) fn id() -> AppId {
         "hello".parse().unwrap()
     }
 
-    fn deploy(version: &str, instances: Option<u32>) -> Change {
+    pub(crate) fn deploy(version: &str, instances: Option<u32>) -> Change {
         Change::Deploy {
             version: version.parse().unwrap(),
             digest: "sha256:0".into(),
@@ -323,7 +392,7 @@ mod tests {
         }
     }
 
-    fn at<'a>(id: &'a AppId, app: Option<&'a App>, settled: bool) -> Situation<'a> {
+    pub(crate) fn at<'a>(id: &'a AppId, app: Option<&'a App>, settled: bool) -> Situation<'a> {
         Situation {
             id,
             app,
@@ -334,7 +403,7 @@ mod tests {
     }
 
     /// The app after deploys of which the last was fully routed.
-    fn app_at(release: u32, previous: u32) -> App {
+    pub(crate) fn app_at(release: u32, previous: u32) -> App {
         App {
             release,
             last_release: release,

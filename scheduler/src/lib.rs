@@ -1,7 +1,7 @@
 //! The scheduler: the HTTP API, what is wanted of apps and hosts, placement and convergence.
 //!
 //! - [`api`]: requests in, intent out; it never commands an engine to start or stop anything;
-//! - [`intent`], [`image`]: what a request means for an app, decided purely, and which image that is;
+//! - [`intent`], [`canary`], [`image`]: what a request means for an app, decided purely, and which image that is;
 //! - [`placement`]: which hosts fit and which of them is best, decided purely;
 //! - [`converge`], [`hosts`], [`stats`]: loops that make the fleet what the store says.
 //!
@@ -11,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod api;
+mod canary;
 mod converge;
 mod hosts;
 mod image;

@@ -8,7 +8,7 @@ use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationSta
 
 use super::database::{Fault, Value, values};
 use super::gateway_ports;
-use super::rows::{self, UsedKey, json, operation_insert, placeholders, runs};
+use super::rows::{self, UsedKey, canary, json, operation_insert, placeholders, runs};
 use super::transaction::{End, Transactions, Tx};
 
 /// How long an `Idempotency-Key` is remembered.
@@ -219,7 +219,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
             let sql = format!(
                 "INSERT INTO apps ({}) VALUES {}",
                 <App as rows::Stored>::COLUMNS,
-                placeholders(1, 14)
+                placeholders(1, 15)
             );
             let values = values![
                 &new.id,
@@ -230,6 +230,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
                 new.previous_release,
                 new.last_release,
                 new.restart_before,
+                canary(new.canary.as_ref())?,
                 json(&new.config)?,
                 operation,
                 new.placements,
@@ -245,7 +246,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
         }
         Expected::Generation(generation) => {
             let sql = "UPDATE apps SET tenant = ?, status = ?, instances = ?, release_no = ?, previous_release = ?, \
-                last_release = ?, restart_before = ?, config = ?, operation = ?, updated_at = ?, \
+                last_release = ?, restart_before = ?, canary = ?, config = ?, operation = ?, updated_at = ?, \
                 generation = generation + 1 WHERE id = ? AND generation = ?";
             let values = values![
                 &app.tenant,
@@ -255,6 +256,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
                 app.previous_release,
                 app.last_release,
                 app.restart_before,
+                canary(app.canary.as_ref())?,
                 json(&app.config)?,
                 operation,
                 now,
@@ -344,7 +346,7 @@ pub(super) async fn settle(
             if app.generation != current.generation {
                 return Ok(End::Abandon(Outcome::Conflict(app)));
             }
-            let before = (app.release, app.previous_release);
+            let before = app.clone();
             let message = match change {
                 AppSettle::Routed { release } => {
                     app.previous_release = *release;
@@ -355,17 +357,33 @@ pub(super) async fn settle(
                     app.release = *to;
                     message
                 }
+                AppSettle::CanaryFailed { release } => {
+                    if let Some(failed) = app.canary.as_mut().filter(|c| c.release == *release) {
+                        *failed = failed.leaving();
+                        app.config.weights = failed.weights();
+                    }
+                    format!("the canary of release {release} failed: it is taken away")
+                }
+                AppSettle::CanaryGone { release } => {
+                    if app.canary.as_ref().is_some_and(|c| c.release == *release && c.leaves()) {
+                        app.canary = None;
+                        app.config.weights.clear();
+                    }
+                    format!("the canary of release {release} is gone")
+                }
             };
-            if before == (app.release, app.previous_release) {
+            if before == app {
                 return Ok(End::Abandon(Outcome::Updated(app)));
             }
             app.generation = app.generation.next();
             app.updated_at = now;
-            let sql = "UPDATE apps SET release_no = ?, previous_release = ?, updated_at = ?, generation = ? \
-                WHERE id = ? AND generation = ?";
+            let sql = "UPDATE apps SET release_no = ?, previous_release = ?, canary = ?, config = ?, updated_at = ?, \
+                generation = ? WHERE id = ? AND generation = ?";
             let values = values![
                 app.release,
                 app.previous_release,
+                canary(app.canary.as_ref())?,
+                json(&app.config)?,
                 app.updated_at,
                 app.generation.0,
                 &app.id,

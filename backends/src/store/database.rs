@@ -290,8 +290,9 @@ impl Connector {
     }
 }
 
-/// A bounded set of connections. Unlike a general pool it never returns a connection that was left in the middle of
-/// something: that one is closed, and the server rolls back what it had begun.
+/// A bounded set of connections. Unlike SQLx's it never waits for a server without a deadline, also not when a
+/// connection is given back, and never returns one that was left in the middle of something: that one is closed, and
+/// the server rolls back what it had begun.
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) connector: Arc<Connector>,

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use model::store::{RegistryCredentials, StoreError, Token};
 use model::{
-    App, AppId, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId, NewEvent, Operation,
+    App, AppId, Canary, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId, NewEvent, Operation,
     Release, Timestamp,
 };
 use serde::Serialize;
@@ -154,7 +154,7 @@ fn cut(text: &str, most: usize) -> String {
 
 impl Stored for App {
     const COLUMNS: &'static str = "id, tenant, status, instances, release_no, previous_release, last_release, \
-        restart_before, config, operation, placements, created_at, updated_at, generation";
+        restart_before, canary, config, operation, placements, created_at, updated_at, generation";
 
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         Ok(Self {
@@ -166,6 +166,7 @@ impl Stored for App {
             previous_release: c.int()?,
             last_release: c.int()?,
             restart_before: c.time_or_null()?,
+            canary: c.json_or_null()?,
             config: c.json()?,
             operation: c.id_or_null()?,
             placements: c.int()?,
@@ -445,6 +446,11 @@ pub(super) fn instance_insert<'a>(instance: &'a Instance, token_hash: &'a str) -
 /// A failure as JSON, if there is one.
 pub(super) fn failure(failure: Option<&Failure>) -> Result<Value<'static>, Fault> {
     failure.map_or(Ok(Value::Null), json)
+}
+
+/// A canary as JSON, if there is one.
+pub(super) fn canary(canary: Option<&Canary>) -> Result<Value<'static>, Fault> {
+    canary.map_or(Ok(Value::Null), json)
 }
 
 /// All columns of an operation.

@@ -56,9 +56,30 @@ impl AppDetail {
 
     /// `2 of 2 instances`: routed and wanted. Those on their way out still get requests, but are no longer meant.
     pub(crate) fn routed(&self) -> String {
-        let stays = |i: &&Instance| i.routed_at.is_some() && i.state.is_live();
-        let routed = self.instances.iter().filter(stays).count();
+        let beside = self.app.canary.as_ref().map(|c| c.release);
+        let routed = self.count(|i| beside != Some(i.release));
         format!("{routed} of {} instances routed", self.app.instances)
+    }
+
+    fn count(&self, which: impl Fn(&Instance) -> bool) -> usize {
+        let stays = |i: &&Instance| i.routed_at.is_some() && i.state.is_live();
+        self.instances.iter().filter(stays).filter(|i| which(i)).count()
+    }
+
+    /// What is to be said of the canary.
+    fn canary(&self) -> Option<String> {
+        let canary = self.app.canary.as_ref()?;
+        if canary.leaves() {
+            return Some(format!("canary     release {} is on its way out", canary.release));
+        }
+        Some(format!(
+            "canary     release {} (version {}): {} % of the requests, {} of {} instances routed",
+            canary.release,
+            canary.version,
+            canary.percent,
+            self.count(|i| i.release == canary.release),
+            canary.instances
+        ))
     }
 }
 
@@ -84,13 +105,13 @@ pub(crate) struct ScaleArgs {
     wait: WaitArgs,
 }
 
-/// `caas stop`, `start`, `rm`.
+/// `caas stop`, `start`, `promote`, `abort`, `rm`.
 #[derive(Debug, Args)]
 pub(crate) struct VerbArgs {
     /// The app
-    app: AppId,
+    pub(super) app: AppId,
     #[command(flatten)]
-    wait: WaitArgs,
+    pub(super) wait: WaitArgs,
 }
 
 /// `caas restart`.
@@ -235,6 +256,7 @@ fn info_text(detail: &AppDetail) -> String {
         format!("app        {}", app.id),
         format!("status     {} ({})", app.status.as_str(), detail.routed()),
     ];
+    lines.extend(detail.canary());
     for address in detail.addresses() {
         lines.push(format!("url        {address}"));
     }

@@ -36,6 +36,10 @@ pub(crate) struct DeployArgs {
     /// Wanted number of instances [default at first: 1]
     #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(0..=1_000))]
     instances: Option<u32>,
+    /// Run it beside the present release with this share of the requests (per cent), until `caas promote` or `caas abort`;
+    /// --instances is then the canary's number [default: 1]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    canary: Option<u32>,
     /// Memory limit of an instance, such as 512M or 2G [default at first: 256M]
     #[arg(short, long, value_name = "SIZE", value_parser = parse::memory_mib)]
     memory: Option<u32>,
@@ -233,6 +237,11 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         let placement = spec.entry("placement").or_insert_with(|| json!({}));
         placement["labels"] = json!(labels);
     }
+    let configures = !args.domain.is_empty() || args.protocol.is_some() || args.tcp_port.is_some();
+    if configures && args.canary.is_some() {
+        let why = "a canary shares the app's configuration: leave --domain, --protocol and --tcp-port out";
+        return Err(Failure::usage(why));
+    }
     if !args.domain.is_empty() {
         config.insert("domains".into(), json!(args.domain));
     }
@@ -251,7 +260,14 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
     if let Some(image) = args.image.clone().or(file.image) {
         body["image"] = json!(image);
     }
-    if let Some(instances) = args.instances.or(file.instances) {
+    if let Some(percent) = args.canary {
+        // What the file says of the app as a whole is not the canary's.
+        body["canary"] = json!(percent);
+        config.clear();
+        if let Some(instances) = args.instances {
+            body["instances"] = json!(instances);
+        }
+    } else if let Some(instances) = args.instances.or(file.instances) {
         body["instances"] = json!(instances);
     }
     if !spec.is_empty() || env.is_some() {
@@ -337,6 +353,22 @@ mod tests {
             request(&args, None).expect("sound").body["config"],
             json!({"protocol": "h2c"})
         );
+    }
+
+    #[test]
+    fn a_canary_takes_only_its_own_from_the_file() {
+        let file = "instances = 4\nport = 3000\n[config]\ndomains = [\"a.example\"]";
+        let args = DeployArgs {
+            canary: Some(5),
+            ..hello()
+        };
+        let sent = request(&args, Some(parse_file(file).expect("sound"))).expect("sound");
+        assert_eq!(sent.body, json!({"version": "1", "canary": 5, "spec": {"port": 3000}}));
+        let wrong = DeployArgs {
+            domain: vec!["a.example".into()],
+            ..args
+        };
+        assert!(request(&wrong, None).is_err());
     }
 
     #[test]

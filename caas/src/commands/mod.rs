@@ -1,6 +1,7 @@
 //! The client verbs, one file per noun. A verb asks the API and shows the answer; it decides nothing about the fleet.
 
 pub(crate) mod apps;
+pub(crate) mod canary;
 pub(crate) mod deploy;
 pub(crate) mod doctor;
 pub(crate) mod events;

@@ -43,7 +43,12 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri, Query(page): Query<Pa
     let instances = api.store.instance_list(&InstanceFilter::held()).await?;
     let mut summaries = Vec::with_capacity(apps.len());
     for app in apps {
-        let own = || instances.iter().filter(|i| i.app == app.id);
+        // Its canary is counted by itself.
+        let beside = app.canary.as_ref().map(|c| c.release);
+        let own = || {
+            let all = instances.iter().filter(|i| i.app == app.id);
+            all.filter(move |i| beside != Some(i.release))
+        };
         // The release's version stands on its instances; only an app without any is looked up.
         let version = match own().find(|i| i.release == app.release) {
             Some(instance) => Some(instance.version.clone()),

@@ -31,6 +31,8 @@ pub(super) enum Ask {
     Replacing(u32),
     /// As many as are missing from that number.
     UpTo(u32),
+    /// That many of a release beside the present one.
+    Beside(u32),
 }
 
 /// Looks for room for instances of `app` made from `spec`.
@@ -47,17 +49,20 @@ pub(super) async fn room(api: &Api, app: &AppId, spec: &ReleaseSpec, ask: &Ask) 
         }
     }
     let (count, desired) = match *ask {
-        Ask::Replacing(wanted) => (wanted, wanted),
+        Ask::Replacing(wanted) | Ask::Beside(wanted) => (wanted, wanted),
         Ask::UpTo(wanted) => (wanted.saturating_sub(live), wanted),
     };
-    let count = if spec.placement.one_per_host {
+    let beside = matches!(ask, Ask::Beside(_));
+    let count = if spec.placement.one_per_host && !beside {
         u32::try_from(hosts.len()).unwrap_or(MOST_PLANNED)
     } else {
         count
     };
+    let mut spec = spec.clone();
+    spec.placement.one_per_host &= !beside;
     let request = Request {
         app,
-        spec,
+        spec: &spec,
         desired: desired.max(1),
         only: None,
         leaving: &leaving,

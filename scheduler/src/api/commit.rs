@@ -6,7 +6,10 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Json, Response};
 use model::store::{Expected, Intent, IntentOutcome, KeyUse, Revision};
-use model::{App, AppId, EventKind, Generation, HostName, NewEvent, Operation, OperationId, OperationState, Timestamp};
+use model::{
+    App, AppId, EventKind, Generation, HostName, NewEvent, Operation, OperationId, OperationKind, OperationState,
+    Timestamp, Version,
+};
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -65,6 +68,13 @@ impl Look {
         Ok(Self { app, open, settled })
     }
 
+    /// The version of the release that it is at.
+    pub(super) async fn version(&self, api: &Api) -> Result<Option<Version>, ApiError> {
+        let Some(app) = &self.app else { return Ok(None) };
+        let release = api.store.release_fetch(&app.id, app.release).await?;
+        Ok(release.map(|r| r.version))
+    }
+
     /// What `change` makes of it.
     pub(super) fn decide(&self, id: &AppId, change: &Change, now: Timestamp) -> Result<Draft, ApiError> {
         let situation = Situation {
@@ -85,6 +95,8 @@ pub(super) async fn succeeded(api: &Api, app: &App) -> Result<Vec<u32>, ApiError
         .into_iter()
         // Older ones are those of a removed app of the same name.
         .filter(|o| o.state == OperationState::Succeeded && o.created_at >= app.created_at)
+        // That a canary came up does not say that it was ever meant to take over.
+        .filter(|o| o.kind != OperationKind::Canary)
         .filter_map(|o| o.release)
         .collect())
 }
@@ -221,7 +233,7 @@ impl Plan {
     pub(super) fn of(draft: &Draft) -> Self {
         Self {
             summary: draft.message.clone(),
-            release: Some(draft.app.release),
+            release: Some(draft.release.as_ref().map_or(draft.app.release, |r| r.number)),
             instances: Some(draft.app.instances),
             would_place: Vec::new(),
             reasons: Vec::new(),

@@ -15,6 +15,7 @@ use super::error::{ApiError, Code};
 use super::extract::{Call, Id};
 use super::schema::{self, ChangeHeaders, ChangeQuery};
 use super::{Api, capacity, merge};
+use crate::canary::NewCanary;
 use crate::image;
 use crate::intent::{Change, MAX_INSTANCES, Refusal};
 
@@ -27,9 +28,13 @@ pub(super) struct DeployRequest {
     version: Version,
     /// The image, when it is not `{registry}/{app}:{version}` of the previous release's or the default registry.
     image: Option<String>,
-    /// Wanted number of instances, 0-1,000; as before when not given, 1 for a new app.
+    /// Wanted number of instances, 0-1,000; as before when not given, 1 for a new app. With `canary`: the canary's,
+    /// 1-1,000; 1 when not given.
     #[schema(minimum = 0, maximum = 1000)]
     instances: Option<u32>,
+    /// Only as a canary: a second release beside the present one, with that share of the requests in per cent, 1-100.
+    #[schema(minimum = 1, maximum = 100)]
+    canary: Option<u32>,
     /// Fields that are other than in the previous release; `null` brings a default back.
     #[schema(value_type = Option<schema::ReleaseSpec>)]
     spec: Option<Map<String, Value>>,
@@ -42,6 +47,8 @@ pub(super) struct DeployRequest {
 ///
 /// Makes a new release and has it take over from the present one, instance by instance. Makes the app at its first
 /// deploy; starts a stopped app. The tag is resolved to its digest once, here. The same version again is a new release.
+/// With `canary` the new release runs beside the present one until it is promoted or aborted; meanwhile nothing else is
+/// deployed (409).
 #[utoipa::path(post, path = "/api/v1/apps/{app}/deploy", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = DeployRequest,
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Call) -> Result<Response, ApiError> {
@@ -63,15 +70,29 @@ pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Cal
             }
         };
         let now = Timestamp::now();
-        let change = Change::Deploy {
-            version: request.version.clone(),
-            digest,
-            spec: Box::new(spec.clone()),
-            config: Box::new(config),
-            instances: request.instances,
+        let change = match request.canary {
+            Some(percent) => Change::Canary(Box::new(NewCanary {
+                version: request.version.clone(),
+                digest,
+                spec: spec.clone(),
+                beside: look.version(&api).await?,
+                instances: request.instances.unwrap_or(1),
+                percent,
+            })),
+            None => Change::Deploy {
+                version: request.version.clone(),
+                digest,
+                spec: Box::new(spec.clone()),
+                config: Box::new(config),
+                instances: request.instances,
+            },
         };
         let draft = look.decide(&app, &change, now)?;
-        let room = capacity::room(&api, &app, &spec, &capacity::Ask::Replacing(draft.app.instances)).await?;
+        let ask = match draft.app.canary.as_ref().filter(|_| request.canary.is_some()) {
+            Some(canary) => capacity::Ask::Beside(canary.instances),
+            None => capacity::Ask::Replacing(draft.app.instances),
+        };
+        let room = capacity::room(&api, &app, &spec, &ask).await?;
         if call.dry_run {
             let mut plan = Plan::of(&draft);
             plan.would_place = room.would_place;
@@ -79,8 +100,8 @@ pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Cal
             return Ok(plan.answer());
         }
         // Where old instances may stop first, they make the room themselves.
-        let stops_first = spec.update.max_unavailable > 0 && room.live > 0;
-        let wants_room = draft.app.instances > 0 || spec.placement.one_per_host;
+        let stops_first = spec.update.max_unavailable > 0 && room.live > 0 && request.canary.is_none();
+        let wants_room = draft.app.instances > 0 || spec.placement.one_per_host || request.canary.is_some();
         if room.would_place.is_empty() && wants_room && !stops_first && !call.queue {
             return Err(capacity::none("deploy", room.reasons));
         }
@@ -98,6 +119,13 @@ async fn wanted(
     request: &DeployRequest,
     look: &Look,
 ) -> Result<(ReleaseSpec, AppConfig), ApiError> {
+    if request.canary.is_some() && request.config.is_some() {
+        let why = "a canary shares the app's configuration: change it by itself";
+        return Err(ApiError::new(Code::InvalidSpec, why).at("/config"));
+    }
+    if request.canary.is_some() && request.instances == Some(0) {
+        return Err(ApiError::new(Code::InvalidSpec, "a canary has at least 1 instance").at("/instances"));
+    }
     if let Some(instances) = request.instances.filter(|n| *n > MAX_INSTANCES) {
         return Err(Refusal::TooMany(instances).into());
     }

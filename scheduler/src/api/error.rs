@@ -241,7 +241,13 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::NoSuchApp(app) => Self::no_app(&app),
             Refusal::Removing(_) => Self::new(Code::AppBusy, text),
-            Refusal::Stopped(_) | Refusal::AlreadyAt(..) => Self::new(Code::Conflict, text),
+            Refusal::Stopped(_)
+            | Refusal::AlreadyAt(..)
+            | Refusal::HasCanary(..)
+            | Refusal::NoCanary(_)
+            | Refusal::NothingBeside(_)
+            | Refusal::SameVersion(..) => Self::new(Code::Conflict, text),
+            Refusal::Share(_) => Self::new(Code::InvalidSpec, text).at("/percent"),
             Refusal::TooMany(_) => Self::new(Code::InvalidSpec, text).at("/instances"),
         }
     }

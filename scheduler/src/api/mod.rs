@@ -4,6 +4,7 @@
 mod answer;
 mod apps;
 pub(crate) mod auth;
+mod canary;
 mod capacity;
 mod commit;
 mod deploy;
@@ -129,6 +130,9 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(apps::stop))
         .routes(routes!(apps::start))
         .routes(routes!(apps::rollback))
+        .routes(routes!(canary::share))
+        .routes(routes!(canary::promote))
+        .routes(routes!(canary::abort))
         .routes(routes!(apps::releases))
         .routes(routes!(apps::instances))
         .routes(routes!(apps::events))

@@ -78,6 +78,7 @@ pub(super) struct App {
     /// Instances older than this are replaced.
     #[schema(format = DateTime)]
     restart_before: Option<String>,
+    canary: Option<Canary>,
     config: AppConfig,
     /// The operation that last changed it.
     operation: Option<String>,
@@ -89,6 +90,21 @@ pub(super) struct App {
     updated_at: String,
     /// Also its ETag.
     generation: u64,
+}
+
+/// A second release beside the one that the app is at.
+#[derive(ToSchema)]
+pub(super) struct Canary {
+    /// Its release.
+    release: u32,
+    /// Its release's version.
+    version: String,
+    /// The version of the release beside which it runs.
+    beside: String,
+    /// Its wanted number of instances; 0 on its way out.
+    instances: u32,
+    /// Its share of the requests in per cent; 0 on its way out.
+    percent: u32,
 }
 
 #[derive(ToSchema)]
@@ -407,6 +423,9 @@ pub(super) enum OperationKind {
     Rollback,
     Remove,
     Configure,
+    Canary,
+    Promote,
+    Abort,
     DrainHost,
 }
 

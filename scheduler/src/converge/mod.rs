@@ -5,6 +5,7 @@
 
 mod apply;
 mod backoff;
+mod canary;
 pub(crate) mod config;
 mod fleet;
 mod hands;
@@ -401,7 +402,10 @@ impl Context {
             return;
         }
         let births: HashMap<&AppId, Timestamp> = apps.iter().map(|a| (&a.id, a.created_at)).collect();
-        let wanted = apps.iter().map(|a| (&a.id, a.release));
+        let wanted = apps.iter().flat_map(|a| {
+            let canary = a.canary.as_ref().map(|c| (&a.id, c.release));
+            std::iter::once((&a.id, a.release)).chain(canary)
+        });
         let used: HashSet<(&AppId, u32)> = wanted.chain(instances.iter().map(|i| (&i.app, i.release))).collect();
         releases.retain(|(app, born, number), _| births.get(app) == Some(born) && used.contains(&(app, *number)));
     }

@@ -17,12 +17,15 @@ use super::plan::{Decision, Shape};
 /// So many failures of the new release, and none that ever served, end an operation.
 const FAILURES_MOST: usize = 3;
 
-/// What an app's operation is judged by.
+/// What an app's operation is judged by; of a canary's operation the app is as if it were at the canary's release alone.
+#[derive(Clone, Copy)]
 pub(crate) struct Evidence<'a> {
     pub operation: &'a Operation,
     pub app: &'a App,
     pub spec: Option<&'a ReleaseSpec>,
     pub decision: &'a Decision,
+    /// What was decided for the canary, if there is one.
+    pub canary: Option<&'a Decision>,
     /// The app's held instances.
     pub instances: &'a [Instance],
     /// All of its instances, if they were read.
@@ -153,7 +156,10 @@ pub(crate) fn judge(evidence: &Evidence<'_>) -> Verdict {
         | OperationKind::Scale
         | OperationKind::Restart
         | OperationKind::Start
-        | OperationKind::Rollback => judge_up(evidence),
+        | OperationKind::Rollback
+        | OperationKind::Canary
+        | OperationKind::Promote => judge_up(evidence),
+        OperationKind::Abort => judge_abort(evidence),
         OperationKind::Stop => judge_stop(evidence),
         // They end when the app, or the last instance on the host, is gone.
         OperationKind::Remove => {
@@ -183,13 +189,33 @@ fn judge_stop(evidence: &Evidence<'_>) -> Verdict {
     }
 }
 
+/// It ends when the app has forgotten its canary.
+fn judge_abort(evidence: &Evidence<'_>) -> Verdict {
+    let mut next = evidence.operation.clone();
+    let left = evidence.canary.map(|d| (d.shape.routable, d.shape.held));
+    let (routable, held) = left.unwrap_or_default();
+    next.steps = steps_down(routable, held);
+    if evidence.app.canary.is_none() {
+        next.state = OperationState::Succeeded;
+        next.message = format!("the canary is gone; release {} goes on alone", evidence.app.release);
+    }
+    Verdict {
+        next: finish(evidence.operation, next, evidence.now),
+        ..Verdict::default()
+    }
+}
+
 fn judge_up(evidence: &Evidence<'_>) -> Verdict {
     let (operation, app, shape, now) = (evidence.operation, evidence.app, &evidence.decision.shape, evidence.now);
     let mut next = operation.clone();
     if operation.release.is_some_and(|r| r != app.release) {
         // The settlement was written, the operation was not: a crash came between.
         next.state = OperationState::Failed;
-        next.message = rolled_back(operation.release.unwrap_or(0), app.release);
+        let from = operation.release.unwrap_or(0);
+        next.message = match operation.kind {
+            OperationKind::Canary => taken_away(from, app.release),
+            _ => rolled_back(from, app.release),
+        };
         return Verdict {
             next: finish(operation, next, now),
             ..Verdict::default()
@@ -203,7 +229,8 @@ fn judge_up(evidence: &Evidence<'_>) -> Verdict {
         next.state = OperationState::Succeeded;
         next.message = format!("{} routed", plural(shape.desired));
         // Only what has served can be returned to.
-        let settle = (shape.desired > 0).then_some(AppSettle::Routed { release: app.release });
+        let serves = shape.desired > 0 && operation.kind != OperationKind::Canary;
+        let settle = serves.then_some(AppSettle::Routed { release: app.release });
         return Verdict {
             settle,
             next: finish(operation, next, now),
@@ -299,16 +326,26 @@ fn given_up(evidence: &Evidence<'_>) -> Option<String> {
     })
 }
 
+fn taken_away(canary: u32, beside: u32) -> String {
+    format!("the canary of release {canary} was taken away; release {beside} goes on alone")
+}
+
 fn rolled_back(from: u32, to: u32) -> String {
     format!("release {from} failed; the app returned to release {to}")
 }
 
 fn fail(evidence: &Evidence<'_>, mut next: Operation, why: &str) -> Verdict {
     let app = evidence.app;
-    let brings_release = matches!(evidence.operation.kind, OperationKind::Deploy | OperationKind::Rollback);
+    let kind = evidence.operation.kind;
+    let brings_release = matches!(
+        kind,
+        OperationKind::Deploy | OperationKind::Rollback | OperationKind::Promote
+    );
     let back = brings_release && app.previous_release != 0 && app.previous_release != app.release;
     next.state = OperationState::Failed;
-    next.message = if back {
+    next.message = if kind == OperationKind::Canary {
+        format!("{why}; the canary is taken away")
+    } else if back {
         format!("{why}; the app returned to release {}", app.previous_release)
     } else {
         format!(
@@ -319,10 +356,15 @@ fn fail(evidence: &Evidence<'_>, mut next: Operation, why: &str) -> Verdict {
     next.failure = first_failure(evidence);
     next.reasons = Vec::new();
     mark_failed(&mut next.steps, next.failure.as_ref());
-    Verdict {
-        settle: back.then_some(AppSettle::RolledBack {
+    let settle = if kind == OperationKind::Canary {
+        Some(AppSettle::CanaryFailed { release: app.release })
+    } else {
+        back.then_some(AppSettle::RolledBack {
             to: app.previous_release,
-        }),
+        })
+    };
+    Verdict {
+        settle,
         next: finish(evidence.operation, next, evidence.now),
         wake_at: None,
     }

@@ -20,6 +20,7 @@ use super::fleet::Observation;
 use super::rollout::{found, lost, one_per_host, retire, several};
 
 /// All that a plan is made from.
+#[derive(Clone, Copy)]
 pub(crate) struct Facts<'a> {
     /// What is wanted.
     pub app: &'a App,
@@ -121,6 +122,8 @@ pub(crate) struct Decision {
     pub backoff_until: Option<Timestamp>,
     /// Where the instances stand.
     pub shape: Shape,
+    /// How many live instances will leave each host.
+    pub leaving: HashMap<HostName, u32>,
 }
 
 impl Decision {
@@ -265,6 +268,11 @@ pub(crate) fn plan(facts: &Facts<'_>) -> Decision {
         kept_failed: count(&|i| i.state == InstanceState::Failed),
     };
     decision.shape = shape;
+    for instance in facts.instances.iter().filter(|i| i.state.is_live()) {
+        if !is_current(facts, instance) {
+            *decision.leaving.entry(instance.host.clone()).or_default() += 1;
+        }
+    }
     decision
 }
 

@@ -1,20 +1,23 @@
 //! The work on one app: plan, claim, act, and tell its operation. One task per app at a time.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::StreamExt as _;
 use model::spec::ReleaseSpec;
 use model::store::{AppSettle, InstanceFilter, Outcome, Pick, PlaceOutcome, Placing, RefusedBecause, StoreError};
-use model::{AppId, Host, HostName, Instance, InstanceChange, InstanceId, Operation, Release, Timestamp};
+use model::{
+    AppId, Host, HostName, Instance, InstanceChange, InstanceId, Operation, OperationKind, Release, Timestamp,
+};
 use rand::RngExt as _;
 use sha2::{Digest as _, Sha256};
 use tracing::{info, warn};
 
+use super::canary::{self, Plans};
 use super::fleet::lock;
 use super::operations::{self, Evidence, Verdict};
-use super::plan::{self, Action, Decision, Facts};
+use super::plan::{Action, Facts};
 use super::{CLAIM_RENEW, CLAIM_TTL, Context, Job, NO_PORT_FOR, Snapshot};
 use crate::placement::{self, Request};
 
@@ -32,6 +35,13 @@ struct Placed {
     reasons: Option<Vec<String>>,
 }
 
+/// The release of a canary that was on its way out and has gone.
+fn gone_canary(job: &Job) -> Option<u32> {
+    let canary = job.app.canary.as_ref().filter(|c| c.leaves())?;
+    let held = job.instances.iter().any(|i| i.release == canary.release);
+    (!held).then_some(canary.release)
+}
+
 /// Hosts on which a `one_per_host` app belongs.
 fn belongs_on(job: &Job, spec: Option<&ReleaseSpec>, snapshot: &Snapshot) -> HashSet<HostName> {
     let Some(spec) = spec.filter(|s| s.placement.one_per_host) else {
@@ -46,14 +56,33 @@ fn belongs_on(job: &Job, spec: Option<&ReleaseSpec>, snapshot: &Snapshot) -> Has
         .collect()
 }
 
+/// The releases that an app wants.
+#[derive(Default)]
+struct Wanted {
+    own: Option<Arc<Release>>,
+    canary: Option<Arc<Release>>,
+}
+
+impl Wanted {
+    fn spec(&self) -> Option<&ReleaseSpec> {
+        self.own.as_deref().map(|r| &r.spec)
+    }
+
+    fn canary_spec(&self) -> Option<&ReleaseSpec> {
+        self.canary.as_deref().map(|r| &r.spec)
+    }
+}
+
+/// Why no host fits, for an app and for its canary.
+#[derive(Default)]
+struct Blocked {
+    own: Option<Vec<String>>,
+    canary: Option<Vec<String>>,
+}
+
 impl Context {
-    fn decide(
-        &self,
-        job: &Job,
-        spec: Option<&ReleaseSpec>,
-        history: Option<&[Instance]>,
-        snapshot: &Snapshot,
-    ) -> (Decision, HashMap<HostName, u32>) {
+    fn decide(&self, job: &Job, wanted: &Wanted, history: Option<&[Instance]>, snapshot: &Snapshot) -> Plans {
+        let spec = wanted.spec();
         let belongs_on = belongs_on(job, spec, snapshot);
         let facts = Facts {
             app: &job.app,
@@ -71,34 +100,43 @@ impl Context {
             config: &self.config,
             now: snapshot.now,
         };
-        let decision = plan::plan(&facts);
-        let mut leaving: HashMap<HostName, u32> = HashMap::new();
-        for instance in job.instances.iter().filter(|i| i.state.is_live()) {
-            if !plan::is_current(&facts, instance) {
-                *leaving.entry(instance.host.clone()).or_default() += 1;
-            }
+        canary::plans(&facts, wanted.canary_spec())
+    }
+
+    /// The releases that `job`'s app wants, without asking the store; `None` when one of them is not known yet.
+    fn cached(&self, job: &Job) -> Option<Wanted> {
+        let mut wanted = Wanted::default();
+        if job.app.release != 0 {
+            wanted.own = Some(self.cached_release(&job.app, job.app.release)?);
         }
-        (decision, leaving)
+        if let Some(canary) = &job.app.canary {
+            wanted.canary = Some(self.cached_release(&job.app, canary.release)?);
+        }
+        Some(wanted)
+    }
+
+    async fn wanted(&self, job: &Job) -> Result<Wanted, StoreError> {
+        let mut wanted = Wanted::default();
+        if job.app.release != 0 {
+            wanted.own = self.release(&job.app, job.app.release).await?;
+        }
+        if let Some(canary) = &job.app.canary {
+            wanted.canary = self.release(&job.app, canary.release).await?;
+        }
+        Ok(wanted)
     }
 
     /// Whether anything is to be done for an app; decided without I/O, since most apps rest.
     pub(super) fn worth_a_task(&self, job: &Job, snapshot: &Snapshot) -> bool {
-        let spec = match job.app.release {
-            0 => None,
-            n => match self.cached_release(&job.app, n) {
-                Some(release) => Some(release),
-                None => return true,
-            },
-        };
-        if job.operation.is_some() {
+        let Some(wanted) = self.cached(job) else { return true };
+        if job.operation.is_some() || gone_canary(job).is_some() {
             return true;
         }
-        let (decision, _) = self.decide(job, spec.as_deref().map(|r| &r.spec), None, snapshot);
-        if let Some(at) = decision.wake_at {
+        let plans = self.decide(job, &wanted, None, snapshot);
+        for at in plans.each().filter_map(|d| d.wake_at) {
             self.wake(at);
         }
-        !decision.actions.is_empty()
-            || decision.needs_history
+        plans.each().any(|d| !d.actions.is_empty() || d.needs_history)
             || (self.claim_is_due(job, snapshot) && job.instances.iter().any(|i| snapshot.in_hand.contains(&i.id)))
     }
 
@@ -166,52 +204,68 @@ impl Context {
 
     /// Does what one look says for one app; whether anything was changed.
     async fn work(self: &Arc<Self>, job: &Job, snapshot: &Arc<Snapshot>) -> Result<bool, StoreError> {
-        let release = match job.app.release {
-            0 => None,
-            n => self.release(&job.app, n).await?,
-        };
-        let spec = release.as_deref().map(|r| &r.spec);
-        let (mut decision, mut leaving) = self.decide(job, spec, None, snapshot);
+        let wanted = self.wanted(job).await?;
+        let mut plans = self.decide(job, &wanted, None, snapshot);
         let mut history = None;
-        if decision.needs_history {
+        if plans.each().any(|d| d.needs_history) {
             let filter = InstanceFilter {
                 app: Some(job.app.id.clone()),
                 host: None,
                 released_too: true,
             };
             history = Some(self.store.instance_list(&filter).await?);
-            (decision, leaving) = self.decide(job, spec, history.as_deref(), snapshot);
+            plans = self.decide(job, &wanted, history.as_deref(), snapshot);
         }
-        if let Some(at) = decision.wake_at {
+        for at in plans.each().filter_map(|d| d.wake_at) {
             self.wake(at);
         }
-        let verdict = self.judge(job, spec, &decision, history.as_deref(), None, snapshot);
+        let mut blocked = Blocked::default();
+        let verdict = self.judge(job, &wanted, &plans, history.as_deref(), &blocked, snapshot);
         let in_hand = job.instances.iter().any(|i| snapshot.in_hand.contains(&i.id));
-        if (!decision.actions.is_empty() || verdict.next.is_some() || in_hand) && !self.claim(job, snapshot).await? {
+        let gone = gone_canary(job);
+        let idle = plans.each().all(|d| d.actions.is_empty()) && verdict.next.is_none() && gone.is_none();
+        if (!idle || in_hand) && !self.claim(job, snapshot).await? {
             return Ok(false);
         }
-        if matches!(verdict.settle, Some(AppSettle::RolledBack { .. })) {
+        if let Some(release) = gone {
+            let gone = AppSettle::CanaryGone { release };
+            self.store.app_settle(&job.app, &gone, Timestamp::now()).await?;
+            return Ok(true);
+        }
+        if matches!(
+            verdict.settle,
+            Some(AppSettle::RolledBack { .. } | AppSettle::CanaryFailed { .. })
+        ) {
             return self.conclude(job, verdict).await;
         }
         let mut moved = false;
-        let mut blocked = None;
         let mut simple = Vec::new();
-        for action in &decision.actions {
+        let own = plans.own.actions.iter().map(|action| (action, false));
+        let beside = plans
+            .canary
+            .iter()
+            .flat_map(|d| &d.actions)
+            .map(|action| (action, true));
+        for (action, of_canary) in own.chain(beside) {
             let instance = |id: &InstanceId| job.instances.iter().find(|i| i.id == *id);
             match action {
                 Action::Place { count, only } => {
-                    let Some(release) = &release else { continue };
+                    let (release, decision, reasons) = match &plans.canary {
+                        Some(canary) if of_canary => (&wanted.canary, canary, &mut blocked.canary),
+                        _ => (&wanted.own, &plans.own, &mut blocked.own),
+                    };
+                    let Some(release) = release else { continue };
                     let request = Request {
                         app: &job.app.id,
                         spec: &release.spec,
                         desired: decision.shape.desired,
                         only: only.as_deref(),
-                        leaving: &leaving,
+                        leaving: &decision.leaving,
                         failed_on: &placement::failed_on(history.as_deref().unwrap_or(&job.instances), snapshot.now),
                     };
                     let placed = self.place(job, release, &request, *count, snapshot).await?;
                     moved |= placed.moved;
-                    blocked = placed.reasons;
+                    *reasons = placed.reasons;
                 }
                 Action::Drain(id) => simple.extend(instance(id).map(|i| (i, InstanceChange::Drain))),
                 Action::Abandon(id) | Action::Release(id) => {
@@ -248,9 +302,10 @@ impl Context {
             })
             .await;
         moved |= any.into_inner();
-        let verdict = match &blocked {
-            Some(_) => self.judge(job, spec, &decision, history.as_deref(), blocked.as_deref(), snapshot),
-            None => verdict,
+        let verdict = if blocked.own.is_some() || blocked.canary.is_some() {
+            self.judge(job, &wanted, &plans, history.as_deref(), &blocked, snapshot)
+        } else {
+            verdict
         };
         Ok(self.conclude(job, verdict).await? || moved)
     }
@@ -258,26 +313,39 @@ impl Context {
     fn judge(
         &self,
         job: &Job,
-        spec: Option<&ReleaseSpec>,
-        decision: &Decision,
+        wanted: &Wanted,
+        plans: &Plans,
         history: Option<&[Instance]>,
-        blocked: Option<&[String]>,
+        blocked: &Blocked,
         snapshot: &Snapshot,
     ) -> Verdict {
         let Some(operation) = &job.operation else {
             return Verdict::default();
         };
-        let verdict = operations::judge(&Evidence {
+        let pulled = lock(&self.pulled);
+        let evidence = Evidence {
             operation,
             app: &job.app,
-            spec,
-            decision,
+            spec: wanted.spec(),
+            decision: &plans.own,
+            canary: plans.canary.as_ref(),
             instances: &job.instances,
             history,
-            blocked,
-            pulled: &lock(&self.pulled),
+            blocked: blocked.own.as_deref(),
+            pulled: &pulled,
             now: snapshot.now,
-        });
+        };
+        let beside = job.app.canary.as_ref().filter(|c| !c.leaves());
+        let verdict = match (beside, &plans.canary) {
+            (Some(canary), Some(decision)) if operation.kind == OperationKind::Canary => operations::judge(&Evidence {
+                app: &canary.alone(&job.app),
+                spec: wanted.canary_spec(),
+                decision,
+                blocked: blocked.canary.as_deref(),
+                ..evidence
+            }),
+            _ => operations::judge(&evidence),
+        };
         if let Some(at) = verdict.wake_at {
             self.wake(at);
         }

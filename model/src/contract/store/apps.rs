@@ -354,3 +354,39 @@ pub(super) async fn a_restart_replaces_what_was_there_whatever_the_clocks_say((s
     let (after, _) = committed(&*store, &change(&app, OperationKind::Scale)).await;
     assert_eq!(after.restart_before, app.restart_before, "only a restart moves it");
 }
+
+pub(super) async fn a_canary_is_kept_and_settled((store, other): Handles) {
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let canary = Canary {
+        release: 2,
+        version: "v2".parse().expect("a valid version"),
+        beside: "v1".parse().expect("a valid version"),
+        instances: 3,
+        percent: 5,
+    };
+    let mut intent = change(&app, OperationKind::Canary);
+    intent.app.last_release = 2;
+    intent.app.canary = Some(canary.clone());
+    intent.app.config.weights = canary.weights();
+    intent.release = Some(release(&app.id, 2));
+    let (app, _) = committed(&*store, &intent).await;
+    let read = other.app_fetch(&app.id).await.expect("an answer").expect("there");
+    assert_eq!((read.canary.as_ref(), read.release), (Some(&canary), 1));
+    let settle = async |app: &App, change: AppSettle| {
+        let outcome = store.app_settle(app, &change, T).await.expect("an answer");
+        outcome.updated().expect("nobody else changes it")
+    };
+    let same = settle(&app, AppSettle::CanaryGone { release: 2 }).await;
+    assert_eq!(same, app, "it is not on its way out");
+    let same = settle(&app, AppSettle::CanaryFailed { release: 3 }).await;
+    assert_eq!(same, app, "another canary's failure");
+    let failed = settle(&app, AppSettle::CanaryFailed { release: 2 }).await;
+    assert_eq!(failed.canary, Some(canary.leaving()));
+    assert_eq!(failed.config.weights, canary.leaving().weights());
+    let gone = settle(&failed, AppSettle::CanaryGone { release: 2 }).await;
+    assert_eq!((gone.canary.as_ref(), gone.config.weights.len()), (None, 0));
+    assert_eq!(gone.config.domains, app.config.domains);
+    assert_eq!(gone.generation, app.generation.next().next());
+    let read = other.app_fetch(&app.id).await.expect("an answer");
+    assert_eq!(read, Some(gone));
+}

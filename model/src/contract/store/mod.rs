@@ -21,9 +21,9 @@ use crate::store::{
     Placing, Store,
 };
 use crate::{
-    App, AppConfig, AppId, AppStatus, EventKind, Generation, Host, HostChange, HostName, Instance, InstanceChange,
-    InstanceId, NewEvent, Operation, OperationId, OperationKind, OperationState, Release, ReleaseSpec, Schedulability,
-    TenantId, Timestamp,
+    App, AppConfig, AppId, AppStatus, Canary, EventKind, Generation, Host, HostChange, HostName, Instance,
+    InstanceChange, InstanceId, NewEvent, Operation, OperationId, OperationKind, OperationState, Release, ReleaseSpec,
+    Schedulability, TenantId, Timestamp,
 };
 
 /// Two handles, as of two processes, on one fresh and empty store.
@@ -51,6 +51,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::settling_moves_the_way_back,
         apps::claims_are_held_renewed_and_lost,
         apps::a_domain_has_one_app,
+        apps::a_canary_is_kept_and_settled,
         apps::a_restart_replaces_what_was_there_whatever_the_clocks_say,
         ports::a_tcp_app_has_a_port_of_its_own,
         ports::a_wished_port_is_honoured_or_its_holder_named,
@@ -207,6 +208,7 @@ pub fn deploy(id: &str) -> Intent {
             previous_release: 0,
             last_release: 1,
             restart_before: None,
+            canary: None,
             config: AppConfig {
                 domains: vec![format!("{id}.example.com")],
                 ..AppConfig::default()

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Every route of the API.
-const ROUTES: [(&str, &str); 40] = [
+const ROUTES: [(&str, &str); 43] = [
     ("get", "/api/v1/apps"),
     ("get", "/api/v1/apps/{app}"),
     ("delete", "/api/v1/apps/{app}"),
@@ -14,6 +14,9 @@ const ROUTES: [(&str, &str); 40] = [
     ("post", "/api/v1/apps/{app}/stop"),
     ("post", "/api/v1/apps/{app}/start"),
     ("post", "/api/v1/apps/{app}/rollback"),
+    ("post", "/api/v1/apps/{app}/canary"),
+    ("post", "/api/v1/apps/{app}/promote"),
+    ("post", "/api/v1/apps/{app}/abort"),
     ("get", "/api/v1/apps/{app}/releases"),
     ("get", "/api/v1/apps/{app}/instances"),
     ("get", "/api/v1/apps/{app}/events"),

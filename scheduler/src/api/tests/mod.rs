@@ -2,6 +2,7 @@
 
 mod apps;
 mod bad_input;
+mod canary;
 mod document;
 mod hosts;
 mod streams;

@@ -13,18 +13,19 @@ use model::{
 use proptest::prelude::*;
 
 use crate::converge::ConvergeConfig;
+use crate::converge::canary::{Plans, plans};
 use crate::converge::fleet::Observation;
 use crate::converge::plan::{Action, Decision, Facts, is_serving, plan, surge};
 
 /// A fleet in memory that carries out plans by the model's own state machine.
-struct Sim {
-    app: App,
-    spec: ReleaseSpec,
+pub(super) struct Sim {
+    pub(super) app: App,
+    pub(super) spec: ReleaseSpec,
     hosts: HashMap<HostName, Host>,
-    instances: Vec<Instance>,
+    pub(super) instances: Vec<Instance>,
     released: Vec<Instance>,
-    containers: HashMap<InstanceId, Container>,
-    now: Timestamp,
+    pub(super) containers: HashMap<InstanceId, Container>,
+    pub(super) now: Timestamp,
     config: ConvergeConfig,
 }
 
@@ -50,7 +51,7 @@ fn host(name: &str) -> Host {
 }
 
 impl Sim {
-    fn new(desired: u32, update: Update) -> Self {
+    pub(super) fn new(desired: u32, update: Update) -> Self {
         let now = Timestamp::from_millis(1_000_000_000);
         Self {
             app: App {
@@ -62,6 +63,7 @@ impl Sim {
                 previous_release: 0,
                 last_release: 1,
                 restart_before: None,
+                canary: None,
                 config: AppConfig::default(),
                 operation: None,
                 placements: 0,
@@ -82,7 +84,12 @@ impl Sim {
         }
     }
 
-    fn decide(&self) -> Decision {
+    pub(super) fn decide(&self) -> Decision {
+        self.plans().own
+    }
+
+    /// What is decided for the app and for its canary, which is made from the same spec.
+    pub(super) fn plans(&self) -> Plans {
         let mut observations = HashMap::new();
         for name in self.hosts.keys() {
             let on = |id: &InstanceId| self.instances.iter().any(|i| i.id == *id && i.host == *name);
@@ -97,7 +104,10 @@ impl Sim {
         }
         observations.retain(|name, _| self.hosts[name].down_since.is_none());
         let history: Vec<Instance> = self.instances.iter().chain(&self.released).cloned().collect();
-        plan(&Facts {
+        let belongs_on = self.hosts.keys().cloned().collect();
+        let tokens = self.instances.iter().map(|i| i.id.clone()).collect();
+        let none = HashSet::new();
+        let facts = Facts {
             app: &self.app,
             spec: Some(&self.spec),
             instances: &self.instances,
@@ -105,14 +115,15 @@ impl Sim {
             failures_since: Timestamp::default(),
             hosts: &self.hosts,
             observations: &observations,
-            belongs_on: &self.hosts.keys().cloned().collect(),
-            in_hand: &HashSet::new(),
-            tokens: &self.instances.iter().map(|i| i.id.clone()).collect(),
+            belongs_on: &belongs_on,
+            in_hand: &none,
+            tokens: &tokens,
             frozen: false,
             began: Timestamp::default(),
             config: &self.config,
             now: self.now,
-        })
+        };
+        plans(&facts, Some(&self.spec))
     }
 
     fn change(&mut self, id: &InstanceId, change: &InstanceChange) {
@@ -151,7 +162,7 @@ impl Sim {
         });
     }
 
-    fn act(&mut self, action: &Action) {
+    pub(super) fn act(&mut self, action: &Action) {
         match action {
             Action::Place { count, only } => {
                 let mut names: Vec<HostName> = only.clone().unwrap_or_else(|| self.hosts.keys().cloned().collect());
@@ -193,7 +204,7 @@ impl Sim {
     }
 
     /// One of registry-sync's moves, or a container's end.
-    fn happen(&mut self, which: usize, faults: bool) {
+    pub(super) fn happen(&mut self, which: usize, faults: bool) {
         if self.instances.is_empty() {
             return;
         }
@@ -216,7 +227,7 @@ impl Sim {
         self.change(&instance.id, &change);
     }
 
-    fn tick(&mut self) {
+    pub(super) fn tick(&mut self) {
         self.now = self.now.plus(Duration::from_millis(10));
     }
 
