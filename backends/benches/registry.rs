@@ -1,4 +1,5 @@
-//! What the registry in ZooKeeper costs: loading 30,000 endpoints, and the way of a change to a gateway.
+//! What the registry in ZooKeeper costs: loading 30,000 endpoints with their loads, and the way of a change to a gateway,
+//! also while all loads are written every 10 s.
 //!
 //! `cargo bench -p caas-backends --bench registry` prints the figures, for one server and for three.
 
@@ -7,13 +8,16 @@ mod registry_support;
 
 use std::time::{Duration, Instant};
 
-use model::contract::registry::{Mirror, endpoint, key};
+use caas_backends::registry::zookeeper::ZooKeeperWriter;
+use model::contract::registry::{Mirror, endpoint, key, load};
 use model::registry::{Acknowledgement, RegistryChange, RegistryReader, RegistryWriter};
 use registry_support::{ZooKeeper, available};
 
 const APPS: u16 = 10_000;
 const CONTAINERS: u16 = 3;
 const WRITES: u16 = 1_000;
+/// As registry-sync writes them.
+const LOADS_AT_ONCE: usize = 250;
 const GATEWAYS: usize = 4;
 const WITHDRAWALS: u16 = 200;
 
@@ -56,6 +60,10 @@ fn show(what: &str, mut times: Vec<Duration>) {
     );
 }
 
+fn container_id(app: u16, container: u16) -> String {
+    format!("{app:032x}{container:032x}")
+}
+
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     if !available() {
@@ -73,8 +81,7 @@ async fn measure(zookeeper: &ZooKeeper) {
     let mut changes = Vec::new();
     for app in 0..APPS {
         for container in 0..CONTAINERS {
-            let id = format!("{app:032x}{container:032x}");
-            let key = key(&format!("app{app}"), "1", &id);
+            let key = key(&format!("app{app}"), "1", &container_id(app, container));
             changes.push(RegistryChange::Put(key, endpoint(20_000 + container)));
         }
     }
@@ -83,6 +90,34 @@ async fn measure(zookeeper: &ZooKeeper) {
     println!("  write {} endpoints: {:.2?}", changes.len(), begin.elapsed());
     drop(changes);
 
+    connect_and_load(zookeeper, "without loads").await;
+    let begin = Instant::now();
+    let all_loads: Vec<RegistryChange> = loads(1);
+    for batch in all_loads.chunks(LOADS_AT_ONCE) {
+        writer.apply(batch).await.expect("written");
+    }
+    println!("  write {} loads: {:.2?}", all_loads.len(), begin.elapsed());
+    connect_and_load(zookeeper, "with loads").await;
+    let begin = Instant::now();
+    let held = writer.published().await.expect("read").endpoints.len();
+    println!("  the writer reads {held} endpoints: {:.2?}", begin.elapsed());
+
+    changes(zookeeper, &writer, None).await;
+    changes(zookeeper, &writer, Some(Duration::from_secs(10))).await;
+    withdrawals(zookeeper, &writer).await;
+}
+
+/// A load of each endpoint, another one for each `cpu`.
+fn loads(cpu: u32) -> Vec<RegistryChange> {
+    let of = |app: u16, container: u16| {
+        let key = key(&format!("app{app}"), "1", &container_id(app, container));
+        RegistryChange::Load(key.load_key(), load("eu", Some(cpu)))
+    };
+    let apps = (0..APPS).flat_map(|app| (0..CONTAINERS).map(move |container| (app, container)));
+    apps.map(|(app, container)| of(app, container)).collect()
+}
+
+async fn connect_and_load(zookeeper: &ZooKeeper, what: &str) {
     let mut loads = Vec::new();
     let used = processor();
     for i in 0..5 {
@@ -100,9 +135,34 @@ async fn measure(zookeeper: &ZooKeeper) {
             );
         }
     }
-    println!("  processor time per load: {:.2?}", (processor() - used) / 5);
-    show("connect and load 30,000 endpoints", loads);
+    println!("  processor time per start {what}: {:.2?}", (processor() - used) / 5);
+    show(&format!("connect and load 30,000 endpoints {what}"), loads);
+}
 
+/// Changes of endpoints, each until it is heard; all loads are written anew in each `period` beside them.
+async fn changes(zookeeper: &ZooKeeper, writer: &ZooKeeperWriter, period: Option<Duration>) {
+    let busy = async {
+        let Some(period) = period else {
+            return std::future::pending().await;
+        };
+        for cpu in 2.. {
+            let all = loads(cpu);
+            let count = u32::try_from(all.len().div_ceil(LOADS_AT_ONCE)).expect("few");
+            let mut pace = tokio::time::interval(period / count);
+            pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            for batch in all.chunks(LOADS_AT_ONCE) {
+                pace.tick().await;
+                writer.apply(batch).await.expect("written");
+            }
+        }
+    };
+    tokio::select! {
+        () = busy => {}
+        () = endpoint_changes(zookeeper, writer, period.map_or("", |_| ", all loads written every 10 s beside it")) => {}
+    }
+}
+
+async fn endpoint_changes(zookeeper: &ZooKeeper, writer: &ZooKeeperWriter, beside: &str) {
     let reader = zookeeper.reader("");
     let mut mirror = Mirror::new(&reader);
     mirror.until("the snapshot", |m| m.snapshots == 1).await;
@@ -111,6 +171,13 @@ async fn measure(zookeeper: &ZooKeeper) {
     for i in 0..WRITES {
         pace.tick().await;
         let key = key(&format!("app{}", i * 7), "1", "moving");
+        writer
+            .apply(&[RegistryChange::Remove(key.clone())])
+            .await
+            .expect("written");
+        mirror
+            .until("it to be gone", |m| !m.content.endpoints.contains_key(&key))
+            .await;
         let begin = Instant::now();
         let write = async {
             let change = [RegistryChange::Put(key.clone(), endpoint(1_024 + i))];
@@ -127,9 +194,11 @@ async fn measure(zookeeper: &ZooKeeper) {
         calls.push(call);
         seen.push(heard);
     }
-    show("apply one change", calls);
-    show("from the call of apply to the change heard", seen);
+    show(&format!("apply one change{beside}"), calls);
+    show(&format!("from the call of apply to the change heard{beside}"), seen);
+}
 
+async fn withdrawals(zookeeper: &ZooKeeper, writer: &ZooKeeperWriter) {
     // Withdrawals, acknowledged by several gateways that say at once what they have applied.
     let mut gateways = Vec::new();
     for i in 0..GATEWAYS {

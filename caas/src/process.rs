@@ -45,7 +45,7 @@ where
     F: Future<Output = Result<(), Failure>>,
 {
     match rlimit::increase_nofile_limit(u64::MAX) {
-        Ok(limit) => tracing::debug!(limit, "file descriptors"),
+        Ok(limit) => tracing::info!(limit, "file descriptors"),
         Err(error) => tracing::warn!(%error, "the limit of file descriptors can't be raised"),
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()

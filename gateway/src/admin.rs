@@ -233,6 +233,12 @@ fn metrics(shared: &Shared) -> String {
         registry.snapshots.load(Ordering::Relaxed),
     );
     page.one(
+        "registry_resync_differences_total",
+        "counter",
+        "Entries in which resyncs found the registry copy wrong",
+        registry.differences.load(Ordering::Relaxed),
+    );
+    page.one(
         "ready",
         "gauge",
         "1 when /ready answers 200",

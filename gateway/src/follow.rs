@@ -479,7 +479,11 @@ pub(crate) async fn run(
                         }
                     }
                     follower.publish();
-                    shared.registry.propagation.observe(now.elapsed());
+                    if !gone {
+                        shared.registry.propagation.observe(now.elapsed());
+                    }
+                    let differences = registry.resync_differences();
+                    shared.registry.differences.store(differences, Ordering::Relaxed);
                     if gone && file_at.is_some() {
                         file_at = Some(now);
                     }

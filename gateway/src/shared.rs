@@ -63,6 +63,8 @@ pub(crate) struct RegistryStatus {
     pub(crate) revision: AtomicI64,
     pub(crate) changes: AtomicU64,
     pub(crate) snapshots: AtomicU64,
+    /// Entries in which resyncs found the copy wrong.
+    pub(crate) differences: AtomicU64,
     /// Endpoints outside the allowed addresses and ports, never dialled.
     pub(crate) refused: AtomicU64,
     /// Endpoints held by the mass-vanish guard.

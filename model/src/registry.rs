@@ -202,6 +202,11 @@ pub trait RegistryReader: Send + Sync + fmt::Debug {
     /// read (bad id, bad endpoint, bad JSON) are left out and logged; the last good value of a configuration is kept.
     fn follow(&self) -> Receiver<RegistryEvent>;
 
+    /// Entries in which resyncs found what was told wrong so far: always 0, unless there is a fault.
+    fn resync_differences(&self) -> u64 {
+        0
+    }
+
     /// Tells the writer how far this gateway is. The first call makes the gateway known; it is forgotten when
     /// its session ends. Callers debounce (at most one call each 20 ms).
     async fn acknowledge(&self, gateway: &str, ack: &Acknowledgement) -> Result<(), RegistryError>;

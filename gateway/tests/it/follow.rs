@@ -230,6 +230,28 @@ async fn an_empty_registry_is_not_believed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_registry_copy_is_worth_shows() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let metric = async |name: &str| gateway.metric(&format!("caas_gateway_{name}")).await;
+    let count = "route_propagation_seconds_count";
+    let before = metric(count).await;
+    assert_eq!(metric("registry_stale_seconds").await, 0.0);
+    assert_eq!(metric("registry_resync_differences_total").await, 0.0);
+    gateway.feed.say(&RegistryEvent::Disconnected("gone".into()));
+    let deadline = Instant::now() + LIMIT;
+    while metric("registry_stale_seconds").await <= 0.0 {
+        assert!(Instant::now() < deadline, "staleness shows");
+    }
+    assert_eq!(metric(count).await, before, "a disconnection is nothing to obey");
+    gateway.feed.differences.store(3, std::sync::atomic::Ordering::Relaxed);
+    gateway.tell(snapshot(9, &[("hello", "1", "c0", app.at)], &[]), 9).await;
+    assert_eq!(metric("registry_stale_seconds").await, 0.0);
+    assert_eq!(metric("registry_resync_differences_total").await, 3.0);
+    assert_eq!(metric(count).await, before + 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn held_endpoints_that_refuse_or_whose_address_is_taken_are_let_go() {
     let (one, two) = (Recorder::start("one").await, Recorder::start("two").await);
     let dead = refusing().await;

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Feed {
     followers: Mutex<Vec<mpsc::Sender<RegistryEvent>>>,
     pub(crate) acks: Mutex<Vec<Acknowledgement>>,
+    pub(crate) differences: AtomicU64,
 }
 
 #[async_trait]
@@ -36,6 +37,10 @@ impl RegistryReader for Feed {
         let (sender, receiver) = mpsc::channel(4_096);
         self.followers.lock().unwrap().push(sender);
         receiver
+    }
+
+    fn resync_differences(&self) -> u64 {
+        self.differences.load(Ordering::Relaxed)
     }
 
     async fn acknowledge(&self, _gateway: &str, ack: &Acknowledgement) -> Result<(), RegistryError> {

@@ -45,12 +45,6 @@ impl ZooKeeperReader {
             }),
         }
     }
-
-    /// Entries in which resyncs found the picture wrong so far: always 0, unless there is a fault.
-    #[must_use]
-    pub fn resync_differences(&self) -> u64 {
-        self.shared.differences.load(Ordering::Relaxed)
-    }
 }
 
 #[derive(Debug)]
@@ -192,6 +186,10 @@ impl RegistryReader for ZooKeeperReader {
         let (to, receiver) = mpsc::channel(CHANNEL);
         tokio::spawn(follow(Arc::clone(&self.shared), to));
         receiver
+    }
+
+    fn resync_differences(&self) -> u64 {
+        self.shared.differences.load(Ordering::Relaxed)
     }
 
     /// While there is no connection the acknowledgement is kept and [`RegistryError::Unavailable`] returned: it is written when
