@@ -102,8 +102,8 @@ async fn measure(zookeeper: &ZooKeeper) {
     let held = writer.published().await.expect("read").endpoints.len();
     println!("  the writer reads {held} endpoints: {:.2?}", begin.elapsed());
 
-    changes(zookeeper, &writer, None).await;
-    changes(zookeeper, &writer, Some(Duration::from_secs(10))).await;
+    time_changes(zookeeper, &writer, None).await;
+    time_changes(zookeeper, &writer, Some(Duration::from_secs(10))).await;
     withdrawals(zookeeper, &writer).await;
 }
 
@@ -140,7 +140,7 @@ async fn connect_and_load(zookeeper: &ZooKeeper, what: &str) {
 }
 
 /// Changes of endpoints, each until it is heard; all loads are written anew in each `period` beside them.
-async fn changes(zookeeper: &ZooKeeper, writer: &ZooKeeperWriter, period: Option<Duration>) {
+async fn time_changes(zookeeper: &ZooKeeper, writer: &ZooKeeperWriter, period: Option<Duration>) {
     let busy = async {
         let Some(period) = period else {
             return std::future::pending().await;
