@@ -42,7 +42,8 @@ impl Bed {
             region: "eu".into(),
             memory_mb: 10_000,
             cpu_millis: 2_000,
-            port_range: (20_000, 65_535),
+            // Above the ports that connections get by themselves: those of other tests could hold one.
+            port_range: (61_000, 65_535),
             schedulability: Schedulability::Schedulable,
             down_since: None,
             reserved_memory_mb: 0,
