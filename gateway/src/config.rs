@@ -34,6 +34,8 @@ pub struct Config {
     pub domain: String,
     /// Name of this gateway in the registry; empty (default): a random one.
     pub id: String,
+    /// The region in which this gateway stands: apps with `prefer_region` are asked there first. Empty (default): none.
+    pub region: String,
     /// Worker threads, each with its own listener and connections; 0 (default): one per core.
     pub workers: usize,
     /// Networks in which endpoints may lie; others are never dialled, whatever the registry says. Default: the private and
@@ -116,6 +118,7 @@ impl Default for Config {
             admin: SocketAddr::from(([127, 0, 0, 1], 9090)),
             domain: "localhost".into(),
             id: String::new(),
+            region: String::new(),
             workers: 0,
             endpoint_cidrs: nets(&[
                 "10.0.0.0/8",

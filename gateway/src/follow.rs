@@ -367,6 +367,7 @@ impl Follower {
                     Arc::clone(&entry.settings),
                     entry.configured,
                     entry.endpoints.values().cloned().collect(),
+                    &self.shared.config.region,
                 ))
             });
             if let (Some(app), Some(entry)) = (&app, self.apps.get(&id)) {

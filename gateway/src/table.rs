@@ -147,9 +147,10 @@ impl App {
         settings: Arc<Settings>,
         configured: bool,
         endpoints: Box<[Arc<Endpoint>]>,
+        region: &str,
     ) -> Self {
         Self {
-            plan: Plan::new(&settings.config, &endpoints),
+            plan: Plan::new(&settings.config, &endpoints, region),
             shared,
             settings,
             configured,

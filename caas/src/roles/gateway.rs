@@ -40,6 +40,9 @@ struct RoleArgs {
     /// Name of this gateway in the registry; else a random one
     #[arg(long)]
     id: Option<String>,
+    /// Region in which this gateway stands: apps with prefer_region are asked there first
+    #[arg(long, value_name = "NAME")]
+    region: Option<String>,
     /// File that keeps the last registry copy for a start without the registry
     #[arg(long, value_name = "FILE")]
     snapshot_file: Option<PathBuf>,
@@ -102,6 +105,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .set("registry.url", args.registry.as_ref())
         .set("gateway.admin", args.admin)
         .set("gateway.id", args.id.as_ref())
+        .set("gateway.region", args.region.as_ref())
         .set("gateway.snapshot_file", args.snapshot_file.as_ref())
         .set("gateway.pid_file", args.pid_file.as_ref());
     let config = args.config.load(&Overrides::default(), &flags)?;

@@ -181,7 +181,13 @@ impl<'a, P: FnMut(&Arc<Endpoint>)> Choice<'a, P> {
         self.grown.is_some() && rand::random::<f64>() >= self.share(i)
     }
 
+    /// One of the group, of the gateway's region while any there can have the request.
     fn among(&mut self, group: &Group) -> Option<usize> {
+        let near = group.near.as_ref().and_then(|near| self.one_of(near));
+        near.or_else(|| self.one_of(group))
+    }
+
+    fn one_of(&mut self, group: &Group) -> Option<usize> {
         match group.members.len() {
             0 => None,
             1 => Some(group.members[0] as usize).filter(|i| self.fits(*i)),

@@ -19,6 +19,8 @@ use crate::eject::Endpoint;
 pub(super) struct Group {
     /// Indices of the app's endpoints.
     pub(super) members: Box<[u32]>,
+    /// Those of them in the gateway's region, where they come first and are not all.
+    pub(super) near: Option<Box<Group>>,
     /// Whose turn it is.
     pub(super) turn: AtomicU32,
     /// The version's tag; `None` when versions have no shares.
@@ -46,23 +48,33 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// `None` when the endpoints are simply taken in turn.
-    pub(crate) fn new(config: &AppConfig, endpoints: &[Arc<Endpoint>]) -> Option<Box<Self>> {
+    /// `None` when the endpoints are simply taken in turn. `region` is the gateway's own; empty: it has none.
+    pub(crate) fn new(config: &AppConfig, endpoints: &[Arc<Endpoint>], region: &str) -> Option<Box<Self>> {
+        let nearest = config.prefer_region && !region.is_empty();
         let plain = config.balance == Balance::RoundRobin
             && config.weights.is_empty()
             && config.sticky == Sticky::None
+            && !nearest
             && config.slow_start_s == 0
             && config.limits.max_in_flight_per_endpoint == 0;
         if plain {
             return None;
         }
         let all = || (0..endpoints.len() as u32).collect::<Box<[u32]>>();
-        let group = |members, version| Group {
+        let plain_group = |members, version, near| Group {
             members,
+            near,
             turn: AtomicU32::new(rand::random()),
             version,
             end: u64::MAX,
             weight: 0,
+        };
+        let is_near = |i: &u32| endpoints[*i as usize].load().is_some_and(|load| load.region == region);
+        let group = |members: Box<[u32]>, version| {
+            let near: Box<[u32]> = members.iter().copied().filter(|i| nearest && is_near(i)).collect();
+            let some = !near.is_empty() && near.len() < members.len();
+            let near = some.then(|| Box::new(plain_group(near, version, None)));
+            plain_group(members, version, near)
         };
         let wants_tags = config.balance == Balance::ConsistentHash || config.sticky != Sticky::None;
         let tags: Box<[Tags]> = if wants_tags {

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::AppConfig;
@@ -12,7 +12,12 @@ use crate::table::{AppShared, Settings};
 
 /// App `hello` with an endpoint of each of these versions, at the ports from 2,000 on; they came at `since`.
 fn app_since(config: AppConfig, endpoints: &[(&str, u64)]) -> App {
-    let endpoints = endpoints
+    app_in("", config, endpoints, &[])
+}
+
+/// The same at a gateway in `region`, with each endpoint's own region.
+fn app_in(region: &str, config: AppConfig, endpoints: &[(&str, u64)], regions: &[&str]) -> App {
+    let endpoints: Box<[Arc<Endpoint>]> = endpoints
         .iter()
         .enumerate()
         .map(|(i, (version, since))| {
@@ -25,11 +30,18 @@ fn app_since(config: AppConfig, endpoints: &[(&str, u64)]) -> App {
             ))
         })
         .collect();
+    for (endpoint, region) in endpoints.iter().zip(regions) {
+        let load = format!(
+            r#"{{"host":"h","region":"{region}","cpu_milli":1,"memory_bytes":1,"memory_limit_bytes":2,"at":3}}"#
+        );
+        endpoint.set_load(Some(Arc::new(serde_json::from_str(&load).expect("a load"))));
+    }
     App::new(
         Arc::new(AppShared::new("hello".parse().expect("id"), 1)),
         Arc::new(Settings::new(config, &Config::default())),
         false,
         endpoints,
+        region,
     )
 }
 
@@ -542,5 +554,41 @@ proptest! {
         for (endpoint, state) in app.endpoints.iter().zip(&endpoints) {
             prop_assert_eq!(endpoint.in_flight(), if state.3 == 3 { state.2 } else { endpoint.in_flight() });
         }
+    }
+}
+
+#[test]
+fn the_own_region_comes_first_while_it_can() {
+    let config = AppConfig {
+        prefer_region: true,
+        ..AppConfig::default()
+    };
+    let endpoints = [("1", 0), ("1", 0), ("1", 0)];
+    let ports = |app: &App| -> BTreeSet<u16> {
+        let (clock, now) = (Clock::new(), Instant::now());
+        (0..30)
+            .filter_map(|_| app.pick(&Ask::default(), &Tried::default(), clock, now, |_| {}).ok())
+            .map(|entered| entered.endpoint().address.port())
+            .collect()
+    };
+    let app = app_in("eu", config.clone(), &endpoints, &["us", "eu", "eu"]);
+    assert_eq!(ports(&app), BTreeSet::from([2_001, 2_002]));
+    let (clock, now) = (Clock::new(), Instant::now());
+    for near in &app.endpoints[1..] {
+        near.failed(clock, now);
+    }
+    let far = app.pick(&Ask::default(), &Tried::default(), clock, now, |_| {});
+    assert_eq!(
+        far.map(|e| e.endpoint().address.port()),
+        Ok(2_000),
+        "the others when it can't"
+    );
+    for (region, regions) in [
+        ("", ["us", "eu", "eu"]),
+        ("asia", ["us", "eu", "eu"]),
+        ("eu", ["eu", "eu", "eu"]),
+    ] {
+        let app = app_in(region, config.clone(), &endpoints, &regions);
+        assert_eq!(ports(&app).len(), 3, "{region:?}: all alike");
     }
 }
