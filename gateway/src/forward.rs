@@ -211,7 +211,8 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     exchange.patience.set((settings.response, settings.idle));
     if let Some(plan) = &app.plan {
         plan.read(&mut ask, &parts.headers, flight.ip);
-        ask.secure = exchange.client.trusted && headers::forwarded_https(&parts.headers);
+        let client = &exchange.client;
+        ask.secure = client.https || (client.trusted && headers::forwarded_https(&parts.headers));
     }
 
     let has_body = !body.is_end_stream();

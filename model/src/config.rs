@@ -62,8 +62,6 @@ pub struct Tcp {
     pub port: u16,
     /// The header before a connection's first byte that tells the instance who the client is.
     pub proxy_protocol: ProxyProtocol,
-    /// TLS connections to the gateway's TLS port for one of the app's `domains` (SNI) are passed on as they are.
-    pub passthrough: bool,
 }
 
 /// The PROXY protocol of HAProxy (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
@@ -168,12 +166,6 @@ impl AppConfig {
         }
         if self.tcp != Tcp::default() && self.protocol != Protocol::Tcp {
             errors.push(SpecError::new("/tcp", "only an app with protocol \"tcp\" has these"));
-        }
-        if self.tcp.passthrough && self.domains.is_empty() {
-            errors.push(SpecError::new(
-                "/tcp/passthrough",
-                "needs a domain in /domains by which connections are told apart",
-            ));
         }
         match &self.hash {
             HashKey::ClientAddress => {}
@@ -305,14 +297,13 @@ mod tests {
             r#"{"balance":"consistent_hash","hash":{"header":"x-user"}}"#,
             r#"{"hash":{"cookie":"Session"}}"#,
             r#"{"hash":"client_address","weights":{"1":95,"2":5},"sticky":"version"}"#,
-            r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2","passthrough":true},"domains":["db.example.com"]}"#,
+            r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2"}}"#,
             r#"{"protocol":"h2c","redirect_https":true}"#,
         ] {
             assert_eq!(fields(good), Vec::<String>::new(), "{good}");
         }
         for (bad, field) in [
             (r#"{"tcp":{"port":31000}}"#, "/tcp"),
-            (r#"{"protocol":"tcp","tcp":{"passthrough":true}}"#, "/tcp/passthrough"),
             (r#"{"hash":{"header":"X-User"}}"#, "/hash/header"),
             (r#"{"hash":{"header":""}}"#, "/hash/header"),
             (r#"{"hash":{"cookie":"a b"}}"#, "/hash/cookie"),

@@ -41,8 +41,6 @@ pub(in crate::api) struct Tcp {
     /// The port at every gateway; 0: the platform chooses.
     port: Option<u16>,
     proxy_protocol: Option<ProxyProtocol>,
-    /// TLS connections for one of the app's domains are passed on as they are.
-    passthrough: Option<bool>,
 }
 
 #[derive(ToSchema)]
