@@ -1,0 +1,82 @@
+//! A canary, by the command line: weighed, promoted and aborted under load.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use e2e::Platform;
+use e2e::load::Report;
+use e2e::wait::{expect, until};
+use serde_json::json;
+
+crate::support::with_separate_roles! {
+    canary_under_load,
+}
+
+/// How many of the requests of a load that began after the canary was there were answered by version 2, per cent.
+fn share(report: &Report) -> usize {
+    let versions: Vec<&str> = report
+        .samples
+        .iter()
+        .filter_map(|s| Some(s.result.as_ref().ok()?.1.as_str()))
+        .collect();
+    versions.iter().filter(|v| **v == "2").count() * 100 / versions.len().max(1)
+}
+
+/// Waits until version 2 answers `wanted` % of the requests: gateways follow a change within moments, not at once. None
+/// fails meanwhile.
+async fn measured(p: &Platform, wanted: usize) -> Result<()> {
+    until("the wanted share", Duration::from_secs(20), async || {
+        let load = p.load("weighed", 200);
+        load.flows(300).await.map_err(|e| format!("{e:#}"))?;
+        let report = load.end().await;
+        report
+            .flawless("a canary beside an app")
+            .map_err(|e| format!("{e:#}"))?;
+        let share = share(&report);
+        eprintln!("canary of {wanted} %: {share} % of {} requests", report.samples.len());
+        if share.abs_diff(wanted) <= 2 {
+            Ok(())
+        } else {
+            Err(format!("{share} % in place of {wanted} %"))
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+async fn canary_under_load(p: &Platform) -> Result<()> {
+    p.deploy_hello("weighed", "1", 2, json!({"memory_mb": 32})).await?;
+    let (one, two) = (p.hello("1"), p.hello("2"));
+    let begin = ["deploy", "weighed:2", "--image", &two, "--canary", "10"];
+    p.cli_ok(&begin).await?;
+    measured(p, 10).await?;
+    let info = p.cli_ok(&["info", "weighed"]).await?;
+    expect(
+        info.contains("2 of 2 instances routed") && info.contains("10 % of the requests, 1 of 1 instances routed"),
+        || info.clone(),
+    )?;
+    let (code, _, error) = p.cli(&["deploy", "weighed:1", "--image", &one]).await?;
+    expect(code != 0 && error.contains("promote or abort it first"), || {
+        error.clone()
+    })?;
+    p.cli_ok(&["canary", "weighed", "50"]).await?;
+    measured(p, 50).await?;
+
+    let load = p.load("weighed", 200);
+    load.flows(50).await?;
+    p.cli_ok(&["abort", "weighed"]).await?;
+    p.answers("weighed", "1", 2).await?;
+    p.cli_ok(&begin).await?;
+    p.cli_ok(&["promote", "weighed"]).await?;
+    p.answers("weighed", "2", 2).await?;
+    load.flows(50).await?;
+    load.end().await.flawless("a canary aborted, and one promoted")?;
+    let app = p.api.get("/apps/weighed").await?;
+    expect(
+        app["app"]["canary"].is_null() && app["app"]["config"]["weights"] == json!({}),
+        || format!("{app:#}"),
+    )?;
+    p.cli_ok(&["rollback", "weighed"]).await?;
+    p.answers("weighed", "1", 2).await?;
+    Ok(())
+}
