@@ -82,6 +82,8 @@ pub(crate) enum Command {
     Up(Box<up::UpArgs>),
     /// Run a gateway: requests in, to the instances and back; or ask one that runs
     Gateway(Box<roles::gateway::GatewayArgs>),
+    /// Keep an HAProxy configuration true to the registry
+    Haproxy(roles::haproxy::HaproxyArgs),
     /// Run a scheduler: HTTP API, placement, convergence
     Scheduler(roles::scheduler::SchedulerArgs),
     /// Run a registry-sync: probes, and what is published to the gateways

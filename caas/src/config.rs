@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub(crate) engine: Engine,
     /// The gateway.
     pub(crate) gateway: gateway::Config,
+    /// The adapter to HAProxy.
+    pub(crate) haproxy: haproxy::Config,
     /// The API's listener: `listen` in `[scheduler]`.
     #[serde(skip)]
     pub(crate) api_listen: ApiListen,

@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(command) => process::run_client(commands::gateway::run(command, cli.api.output)),
             None => roles::gateway::run(args),
         },
+        Command::Haproxy(args) => roles::haproxy::run(args),
         Command::Scheduler(args) => roles::scheduler::run(args),
         Command::RegistrySync(args) => roles::registry_sync::run(args),
         Command::Migrate(args) => roles::migrate::run(args),

@@ -14,7 +14,7 @@ use crate::registry::ImageRegistry;
 use crate::zookeeper::ZooKeeper;
 
 /// What the fleet is started from: each program with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 12] = [
+const PROGRAMS: [(&str, &str); 14] = [
     ("dockerd", "docker.io"),
     ("docker", "docker.io (docker-cli on newer releases)"),
     ("containerd", "containerd"),
@@ -22,6 +22,8 @@ const PROGRAMS: [(&str, &str); 12] = [
     ("java", "default-jre-headless"),
     ("mariadbd", "mariadb-server"),
     ("mariadb-install-db", "mariadb-server"),
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
     ("tini", "tini"),
     ("openssl", "openssl"),
     ("ip", "iproute2"),

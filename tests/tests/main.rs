@@ -14,5 +14,6 @@ mod placements;
 mod scale;
 mod streams;
 mod support;
+mod tcp;
 mod tidy;
 mod verbs;

@@ -2,6 +2,7 @@
 //! others run in the same process.
 
 pub(crate) mod gateway;
+pub(crate) mod haproxy;
 pub(crate) mod migrate;
 pub(crate) mod registry_sync;
 pub(crate) mod scheduler;

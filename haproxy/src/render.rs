@@ -1,0 +1,312 @@
+//! The registry as HAProxy's configuration: a pure function of the copy and the settings. The same copy gives the same text,
+//! so that HAProxy is told only when something has changed.
+//!
+//! Nothing of the registry reaches the text as it came: ids have an alphabet without blanks, quotes and line ends by their types,
+//! and every other word is looked at here ([`is_host`], [`is_field`]) and left out when it is not plain.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::path::PathBuf;
+
+use model::config::{Balance, HashKey, Protocol, ProxyProtocol};
+use model::registry::{EntryKey, RegistrySnapshot};
+use model::{AppConfig, AppId, Endpoint, Version};
+
+use crate::config::Config;
+
+/// What stands at the beginning unless the operator has a template.
+pub(crate) const PREAMBLE: &str = "\
+global
+    maxconn 20000
+
+defaults
+    timeout connect 1s
+    timeout client 75s
+    timeout server 60s
+    timeout tunnel 1h
+    timeout http-request 10s
+    option redispatch 1
+    retries 3
+";
+
+/// A configuration, and the map that it names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    /// Host → backend.
+    pub(crate) map: String,
+    /// Where the map must lie.
+    pub(crate) map_path: PathBuf,
+    /// Endpoints left out because they may not be dialled.
+    pub(crate) refused: usize,
+}
+
+/// A lower-case domain name, with nothing in it that HAProxy reads as anything else.
+pub(crate) fn is_host(text: &str) -> bool {
+    (1..=253).contains(&text.len())
+        && text.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_')
+        })
+}
+
+/// The name of a header field or cookie.
+fn is_field(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+}
+
+/// One app with its endpoints that may be dialled, by version.
+struct App<'a> {
+    id: &'a AppId,
+    config: &'a AppConfig,
+    versions: BTreeMap<&'a Version, Vec<(&'a EntryKey, Endpoint)>>,
+}
+
+impl App<'_> {
+    /// The weight of each server of a version: HAProxy's, 0-256. Shares are per version whatever the number of its servers.
+    fn weight(&self, version: &Version) -> u32 {
+        let weights = &self.config.weights;
+        let servers = |v: &Version| self.versions.get(v).map_or(0, Vec::len);
+        let each = |v: &Version| match (weights.get(v), servers(v)) {
+            (Some(share), n @ 1..) => f64::from((*share).min(100)) / n as f64,
+            _ => 0.0,
+        };
+        let most = self.versions.keys().map(|v| each(v)).fold(0.0, f64::max);
+        if most <= 0.0 {
+            // No version has a share, or none of those that have one is there: all alike.
+            return 100;
+        }
+        let share = each(version);
+        if share <= 0.0 {
+            return 0;
+        }
+        // At most 256 by construction.
+        ((share / most * 256.0).round() as u32).max(1)
+    }
+}
+
+/// The whole configuration.
+pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &str) -> Rendered {
+    let nothing = AppConfig::default();
+    let mut apps: BTreeMap<&AppId, App<'_>> = BTreeMap::new();
+    let app = |id, versions| App {
+        id,
+        config: snapshot.configs.get(id).unwrap_or(&nothing),
+        versions,
+    };
+    for id in snapshot.configs.keys() {
+        apps.insert(id, app(id, BTreeMap::new()));
+    }
+    let mut refused = 0;
+    for (key, endpoint) in &snapshot.endpoints {
+        let entry = apps.entry(&key.app).or_insert_with(|| app(&key.app, BTreeMap::new()));
+        if config.may_dial(endpoint.0) {
+            entry.versions.entry(&key.version).or_default().push((key, *endpoint));
+        } else {
+            refused += 1;
+        }
+    }
+    let hosts = hosts(&apps, config);
+    let mut map = String::new();
+    for (host, backend) in &hosts {
+        // Writing to a string does not fail.
+        let _ = writeln!(map, "{host} {backend}");
+    }
+    let mut hasher = DefaultHasher::new();
+    map.hash(&mut hasher);
+    let mut map_path = config.out.clone().into_os_string();
+    map_path.push(format!(".{:016x}.map", hasher.finish()));
+    let map_path = PathBuf::from(map_path);
+
+    let mut text = String::from("# Written by `caas haproxy`: changes made here are lost.\n\n");
+    text.push_str(preamble.trim_end());
+    text.push_str("\n\n");
+    front(&mut text, config, &map_path);
+    for app in apps.values() {
+        match app.config.protocol {
+            Protocol::Tcp => {}
+            protocol => {
+                http_backend(&mut text, app, None, protocol, config);
+                for version in several(app) {
+                    http_backend(&mut text, app, Some(&version), protocol, config);
+                }
+            }
+        }
+    }
+    tcp_apps(&mut text, &apps, config);
+    Rendered {
+        text,
+        map,
+        map_path,
+        refused,
+    }
+}
+
+/// The versions in lower case, as hosts have them, when there are several: of a single one the app's own backend serves.
+fn several(app: &App<'_>) -> Vec<String> {
+    let mut versions: Vec<String> = app.versions.keys().map(|v| v.as_str().to_ascii_lowercase()).collect();
+    versions.dedup();
+    if versions.len() < 2 { Vec::new() } else { versions }
+}
+
+/// Which host leads to which backend. Names under the adapter's own domain belong to the apps of those names; a custom domain to
+/// the first app that has it.
+fn hosts(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> BTreeMap<String, String> {
+    let mut hosts = BTreeMap::new();
+    let under = format!(".{}", config.domain);
+    for app in apps.values().filter(|a| a.config.protocol != Protocol::Tcp) {
+        let id = app.id;
+        hosts.insert(format!("{id}{under}"), format!("app:{id}"));
+        let many = several(app);
+        for version in app.versions.keys().map(|v| v.as_str().to_ascii_lowercase()) {
+            let backend = if many.is_empty() {
+                format!("app:{id}")
+            } else {
+                format!("app:{id}:{version}")
+            };
+            let host = format!("{version}--{id}{under}");
+            if is_host(&host) {
+                hosts.insert(host, backend);
+            }
+        }
+    }
+    for app in apps.values().filter(|a| a.config.protocol != Protocol::Tcp) {
+        for domain in app.config.domains.iter().map(|d| d.to_ascii_lowercase()) {
+            if is_host(&domain) && domain.contains('.') && !domain.ends_with(&under) && domain != config.domain {
+                hosts.entry(domain).or_insert_with(|| format!("app:{}", app.id));
+            }
+        }
+    }
+    hosts
+}
+
+fn front(text: &mut String, config: &Config, map: &std::path::Path) {
+    let _ = write!(
+        text,
+        "\
+frontend caas
+    mode http
+    bind {bind}
+    option forwardfor
+    http-request set-header X-Forwarded-Proto http unless {{ ssl_fc }}
+    http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
+    http-request set-header X-Forwarded-Host %[req.hdr(host)]
+    use_backend %[req.hdr(host),host_only,lower,map_str({map},caas:unknown)]
+
+backend caas:unknown
+    mode http
+    http-request return status 404 content-type text/plain string \"no app has this host\" hdr X-Caas-Reason unknown_app
+
+",
+        bind = config.bind,
+        map = map.display(),
+    );
+}
+
+/// `version`: only endpoints of this one.
+fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, protocol: Protocol, config: &Config) {
+    let id = app.id;
+    let _ = match version {
+        Some(version) => writeln!(text, "backend app:{id}:{version}"),
+        None => writeln!(text, "backend app:{id}"),
+    };
+    let settings = app.config;
+    text.push_str("    mode http\n");
+    balance(text, settings);
+    if settings.redirect_https {
+        text.push_str("    http-request redirect scheme https code 308 unless { ssl_fc }\n");
+    }
+    for network in &settings.limits.deny {
+        let _ = writeln!(text, "    http-request deny deny_status 403 if {{ src {network} }}");
+    }
+    let times = &settings.timeouts;
+    timeout(text, "connect", times.connect_ms.into());
+    timeout(text, "server", u64::from(times.response_s) * 1_000);
+    timeout(text, "tunnel", u64::from(times.idle_s) * 1_000);
+    let suffix = if protocol == Protocol::H2c { " proto h2" } else { "" };
+    servers(text, app, version, suffix, config);
+    text.push('\n');
+}
+
+fn timeout(text: &mut String, which: &str, ms: u64) {
+    if ms > 0 {
+        let _ = writeln!(text, "    timeout {which} {ms}ms");
+    }
+}
+
+fn balance(text: &mut String, config: &AppConfig) {
+    let consistent = "    hash-type consistent sdbm avalanche\n    hash-balance-factor 125\n";
+    let line = match (config.balance, &config.hash) {
+        (Balance::RoundRobin, _) => "roundrobin".to_owned(),
+        (Balance::LeastRequest | Balance::PeakEwma, _) => "random(2)".to_owned(),
+        (Balance::ConsistentHash, HashKey::Header(name)) if config.protocol != Protocol::Tcp && is_field(name) => {
+            format!("hdr({name})")
+        }
+        (Balance::ConsistentHash, HashKey::Cookie(name)) if config.protocol != Protocol::Tcp && is_field(name) => {
+            format!("hash req.cook({name})")
+        }
+        (Balance::ConsistentHash, _) => "source".to_owned(),
+    };
+    let _ = writeln!(text, "    balance {line}");
+    if config.balance == Balance::ConsistentHash {
+        text.push_str(consistent);
+    }
+}
+
+fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, config: &Config) {
+    let most = app.config.limits.max_in_flight_per_endpoint;
+    let check = if config.check { " check" } else { "" };
+    for (version, endpoints) in &app.versions {
+        if only.is_some_and(|only| !version.as_str().eq_ignore_ascii_case(only)) {
+            continue;
+        }
+        // Who asks for a version by its host gets it, whatever its share.
+        let weight = if only.is_some() { 100 } else { app.weight(version) };
+        for (key, endpoint) in endpoints {
+            let _ = write!(text, "    server {} {endpoint} weight {weight}", key.container);
+            if most > 0 {
+                let _ = write!(text, " maxconn {most}");
+            }
+            let _ = writeln!(text, "{check}{suffix}");
+        }
+    }
+}
+
+/// TCP apps, each at its port; a port of two apps is the first one's.
+fn tcp_apps(text: &mut String, apps: &BTreeMap<&AppId, App<'_>>, config: &Config) {
+    let mut taken = std::collections::BTreeSet::from([config.bind.port()]);
+    for app in apps.values().filter(|a| a.config.protocol == Protocol::Tcp) {
+        let (id, settings) = (app.id, app.config);
+        let port = settings.tcp.port;
+        if port == 0 || !config.tcp_ports.contains(port) || !taken.insert(port) {
+            continue;
+        }
+        let at = std::net::SocketAddr::new(config.bind.ip(), port);
+        let idle = match settings.timeouts.idle_s {
+            0 => 3_600_000,
+            s => u64::from(s) * 1_000,
+        };
+        let _ = write!(text, "frontend tcp:{id}\n    mode tcp\n    bind {at}\n");
+        for network in &settings.limits.deny {
+            let _ = writeln!(text, "    tcp-request connection reject if {{ src {network} }}");
+        }
+        timeout(text, "client", idle);
+        let _ = write!(text, "    default_backend tcp:{id}\n\nbackend tcp:{id}\n    mode tcp\n");
+        balance(text, settings);
+        timeout(text, "connect", settings.timeouts.connect_ms.into());
+        timeout(text, "server", idle);
+        let suffix = match settings.tcp.proxy_protocol {
+            ProxyProtocol::None => "",
+            ProxyProtocol::V1 => " send-proxy",
+            ProxyProtocol::V2 => " send-proxy-v2",
+        };
+        servers(text, app, None, suffix, config);
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+//! What stands in the configuration, and what never does.
+
+use super::*;
+use model::registry::RegistryRevision;
+
+fn snapshot(entries: &[(&str, &str, &str, &str)], configs: &[(&str, &str)]) -> RegistrySnapshot {
+    let mut snapshot = RegistrySnapshot {
+        revision: RegistryRevision(1),
+        ..RegistrySnapshot::default()
+    };
+    for (app, version, container, at) in entries {
+        let key = EntryKey {
+            app: app.parse().unwrap(),
+            version: version.parse().unwrap(),
+            container: container.parse().unwrap(),
+        };
+        snapshot.endpoints.insert(key, at.parse().unwrap());
+    }
+    for (app, json) in configs {
+        let config = serde_json::from_str(json).unwrap();
+        snapshot.configs.insert(app.parse().unwrap(), config);
+    }
+    snapshot
+}
+
+fn settings() -> Config {
+    Config {
+        out: "/tmp/h.cfg".into(),
+        domain: "test".into(),
+        ..Config::default()
+    }
+}
+
+fn rendered(entries: &[(&str, &str, &str, &str)], configs: &[(&str, &str)]) -> Rendered {
+    render(&snapshot(entries, configs), &settings(), PREAMBLE)
+}
+
+#[test]
+fn apps_versions_and_domains_have_hosts() {
+    let r = rendered(
+        &[
+            ("hello", "1", "c1", "10.0.0.1:2001"),
+            ("hello", "RC2", "c2", "10.0.0.1:2002"),
+            ("shop", "7", "c3", "[::1]:2003"),
+        ],
+        &[
+            ("shop", r#"{"domains":["shop.example.com","hello.test"]}"#),
+            ("empty", "{}"),
+        ],
+    );
+    assert_eq!(
+        r.map,
+        "1--hello.test app:hello:1\n7--shop.test app:shop\nempty.test app:empty\nhello.test app:hello\n\
+         rc2--hello.test app:hello:rc2\nshop.example.com app:shop\nshop.test app:shop\n"
+    );
+    for line in [
+        "backend app:hello\n",
+        "backend app:hello:rc2\n",
+        "    server c1 10.0.0.1:2001 weight 100\n",
+        "    server c3 [::1]:2003 weight 100\n",
+    ] {
+        assert!(r.text.contains(line), "{line} in\n{}", r.text);
+    }
+    assert!(r.text.contains(&r.map_path.display().to_string()));
+    let again = rendered(&[("hello", "1", "c1", "10.0.0.1:2001")], &[]);
+    assert_ne!(r.map_path, again.map_path, "another map has another name");
+}
+
+#[test]
+fn shares_are_per_version() {
+    let weights = |json: &str| -> Vec<String> {
+        let entries = [
+            ("a", "1", "c1", "10.0.0.1:2001"),
+            ("a", "1", "c2", "10.0.0.1:2002"),
+            ("a", "2", "c3", "10.0.0.1:2003"),
+        ];
+        let text = rendered(&entries, &[("a", json)]).text;
+        let own = text
+            .split("backend app:a\n")
+            .nth(1)
+            .unwrap()
+            .split("\n\n")
+            .next()
+            .unwrap();
+        own.lines()
+            .filter_map(|l| l.split(" weight ").nth(1))
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(weights("{}"), ["100", "100", "100"]);
+    assert_eq!(weights(r#"{"weights":{"1":90,"2":10}}"#), ["256", "256", "57"]);
+    assert_eq!(weights(r#"{"weights":{"1":0,"2":1}}"#), ["0", "0", "256"]);
+    assert_eq!(weights(r#"{"weights":{"1":100}}"#), ["256", "256", "0"]);
+    assert_eq!(weights(r#"{"weights":{"9":100}}"#), ["100", "100", "100"]);
+}
+
+#[test]
+fn tcp_apps_have_frontends_of_their_own() {
+    let r = rendered(
+        &[
+            ("db", "1", "c1", "10.0.0.1:2001"),
+            ("other", "1", "c2", "10.0.0.1:2002"),
+        ],
+        &[
+            (
+                "db",
+                r#"{"protocol":"tcp","tcp":{"port":15000,"proxy_protocol":"v2"},"limits":{"deny":["192.0.2.0/24"]}}"#,
+            ),
+            ("other", r#"{"protocol":"tcp","tcp":{"port":15000}}"#),
+            ("outside", r#"{"protocol":"tcp","tcp":{"port":22}}"#),
+        ],
+    );
+    assert_eq!(r.text.matches("frontend tcp:").count(), 1, "{}", r.text);
+    assert!(
+        r.text
+            .contains("frontend tcp:db\n    mode tcp\n    bind 0.0.0.0:15000\n")
+    );
+    assert!(r.text.contains("tcp-request connection reject if { src 192.0.2.0/24 }"));
+    assert!(r.text.contains("server c1 10.0.0.1:2001 weight 100 send-proxy-v2\n"));
+    assert_eq!(r.map, "", "no host leads to a TCP app");
+}
+
+#[test]
+fn nothing_of_the_registry_becomes_configuration_of_its_own() {
+    let evil = r#"{"domains":["a.b\n    server x 6.6.6.6:80","a b.c","*.x","a\".b.c","ok.example"],
+        "balance":"consistent_hash","hash":{"header":"x) if { always_true }\nlisten evil"}}"#;
+    let r = rendered(
+        &[
+            ("hello", "1", "c1", "8.8.8.8:2001"),
+            ("hello", "1", "c2", "10.0.0.1:80"),
+            ("hello", "1", "c3", "169.254.169.254:8080"),
+            ("hello", "1", "c4", "10.0.0.1:2001"),
+        ],
+        &[("hello", evil)],
+    );
+    assert_eq!(r.refused, 3);
+    assert_eq!(r.text.matches("    server ").count(), 1, "{}", r.text);
+    assert!(!r.text.contains("evil") && !r.text.contains("6.6.6.6"));
+    assert_eq!(
+        r.map,
+        "1--hello.test app:hello\nhello.test app:hello\nok.example app:hello\n"
+    );
+    assert!(r.text.contains("    balance source\n"));
+}
+
+#[test]
+fn the_same_registry_gives_the_same_text_whatever_its_revision() {
+    let entries = [("hello", "1", "c1", "10.0.0.1:2001")];
+    let mut later = snapshot(&entries, &[]);
+    later.revision = RegistryRevision(99);
+    assert_eq!(render(&later, &settings(), PREAMBLE), rendered(&entries, &[]));
+}
