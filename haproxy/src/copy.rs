@@ -61,10 +61,13 @@ impl Copy {
             RegistryChange::ConfigRemove(app) => {
                 self.snapshot.configs.remove(&app);
             }
+            // HAProxy balances by what it sees itself.
+            RegistryChange::Load(..) | RegistryChange::LoadRemove(_) => {}
         }
     }
 
     fn resync(&mut self, mut next: RegistrySnapshot, hold: Duration, now: Instant) {
+        next.loads.clear();
         let mut counts: BTreeMap<&AppId, (usize, usize)> = BTreeMap::new();
         let mut gone = Vec::new();
         for key in self.snapshot.endpoints.keys() {

@@ -28,6 +28,9 @@ const TELL_AGAIN: Duration = Duration::from_millis(200);
 #[derive(Default)]
 struct Served {
     rendered: Option<Rendered>,
+    /// A reload failed since: the file is another than `rendered`, and HAProxy may have taken it up or not.
+    unsure: bool,
+    /// Containers that HAProxy may serve by.
     containers: BTreeSet<ContainerId>,
     revision: RegistryRevision,
     /// Left out by a reload, and until when HAProxy's processes from before may have requests there.
@@ -133,7 +136,7 @@ async fn bring(config: &Config, preamble: &str, copy: &Copy, served: &mut Served
         .endpoints_refused
         .set(i64::try_from(rendered.refused).unwrap_or(i64::MAX));
     let revision = copy.revision();
-    if served.rendered.as_ref() != Some(&rendered) {
+    if served.unsure || served.rendered.as_ref() != Some(&rendered) {
         if let Err(error) = apply::put(config, &rendered).await {
             match error {
                 apply::Failed::Refused(_) => metrics.refused.inc(),
@@ -143,6 +146,8 @@ async fn bring(config: &Config, preamble: &str, copy: &Copy, served: &mut Served
             return later(pace, metrics);
         }
         if let Err(error) = apply::reload(config, &rendered).await {
+            served.unsure = true;
+            served.containers.extend(copy.containers());
             metrics.failed.inc();
             tracing::error!(%error, revision = revision.0, "HAProxy serves by an old configuration");
             return later(pace, metrics);
@@ -160,6 +165,7 @@ async fn bring(config: &Config, preamble: &str, copy: &Copy, served: &mut Served
             .set(i64::try_from(containers.len()).unwrap_or(i64::MAX));
         served.containers = containers;
         served.rendered = Some(rendered);
+        served.unsure = false;
         pace.not_before = Some(Instant::now() + pace.every);
     }
     served.revision = revision;

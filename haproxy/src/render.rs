@@ -4,7 +4,7 @@
 //! Nothing of the registry reaches the text as it came: ids have an alphabet without blanks, quotes and line ends by their types,
 //! and every other word is looked at here ([`is_host`], [`is_field`]) and left out when it is not plain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
@@ -146,10 +146,9 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
 }
 
 /// The versions in lower case, as hosts have them, when there are several: of a single one the app's own backend serves.
-fn several(app: &App<'_>) -> Vec<String> {
-    let mut versions: Vec<String> = app.versions.keys().map(|v| v.as_str().to_ascii_lowercase()).collect();
-    versions.dedup();
-    if versions.len() < 2 { Vec::new() } else { versions }
+fn several(app: &App<'_>) -> BTreeSet<String> {
+    let versions: BTreeSet<String> = app.versions.keys().map(|v| v.as_str().to_ascii_lowercase()).collect();
+    if versions.len() < 2 { BTreeSet::new() } else { versions }
 }
 
 /// Which host leads to which backend. Names under the adapter's own domain belong to the apps of those names; a custom domain to
@@ -190,7 +189,8 @@ fn front(text: &mut String, config: &Config, map: &std::path::Path) {
 frontend caas
     mode http
     bind {bind}
-    option forwardfor
+    http-request del-header Forwarded
+    http-request set-header X-Forwarded-For %[src]
     http-request set-header X-Forwarded-Proto http unless {{ ssl_fc }}
     http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
@@ -259,6 +259,8 @@ fn balance(text: &mut String, config: &AppConfig) {
 fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, config: &Config) {
     let most = app.config.limits.max_in_flight_per_endpoint;
     let check = if config.check { " check" } else { "" };
+    // HAProxy refuses a whole configuration in which a name stands twice.
+    let mut names = BTreeSet::new();
     for (version, endpoints) in &app.versions {
         if only.is_some_and(|only| !version.as_str().eq_ignore_ascii_case(only)) {
             continue;
@@ -266,6 +268,9 @@ fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, c
         // Who asks for a version by its host gets it, whatever its share.
         let weight = if only.is_some() { 100 } else { app.weight(version) };
         for (key, endpoint) in endpoints {
+            if !names.insert(&key.container) {
+                continue;
+            }
             let _ = write!(text, "    server {} {endpoint} weight {weight}", key.container);
             if most > 0 {
                 let _ = write!(text, " maxconn {most}");
@@ -277,7 +282,7 @@ fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, c
 
 /// TCP apps, each at its port; a port of two apps is the first one's.
 fn tcp_apps(text: &mut String, apps: &BTreeMap<&AppId, App<'_>>, config: &Config) {
-    let mut taken = std::collections::BTreeSet::from([config.bind.port()]);
+    let mut taken = BTreeSet::from([config.bind.port()]);
     for app in apps.values().filter(|a| a.config.protocol == Protocol::Tcp) {
         let (id, settings) = (app.id, app.config);
         let port = settings.tcp.port;

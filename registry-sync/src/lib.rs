@@ -44,7 +44,8 @@ pub struct Config {
     pub full_pass_s: u64,
     /// Seconds after which what is published is read again from the registry. Default 60.
     pub reread_s: u64,
-    /// Milliseconds that a gateway has to acknowledge a change before it is passed over. Default 2,000.
+    /// Milliseconds that a gateway has to acknowledge a change before it is passed over. Default 2,000; about 5,000 where
+    /// `caas haproxy` runs, since HAProxy is reloaded at most every 2 s.
     pub acknowledge_timeout_ms: u64,
 }
 

@@ -150,3 +150,38 @@ fn the_same_registry_gives_the_same_text_whatever_its_revision() {
     later.revision = RegistryRevision(99);
     assert_eq!(render(&later, &settings(), PREAMBLE), rendered(&entries, &[]));
 }
+
+#[test]
+fn no_name_stands_twice() {
+    let r = rendered(
+        &[
+            ("hello", "RC1", "c1", "10.0.0.1:2001"),
+            ("hello", "b", "c1", "10.0.0.1:2002"),
+            ("hello", "rc1", "c2", "10.0.0.1:2003"),
+        ],
+        &[],
+    );
+    for backend in ["app:hello", "app:hello:b", "app:hello:rc1"] {
+        let line = format!("backend {backend}\n");
+        assert_eq!(r.text.matches(&line).count(), 1, "{backend} in\n{}", r.text);
+    }
+    for section in r.text.split("\n\n") {
+        let names: Vec<&str> = section
+            .lines()
+            .filter_map(|l| l.trim().strip_prefix("server ")?.split(' ').next())
+            .collect();
+        let once: BTreeSet<&str> = names.iter().copied().collect();
+        assert_eq!(names.len(), once.len(), "{section}");
+    }
+}
+
+#[test]
+fn what_a_client_says_of_where_it_comes_from_is_overwritten() {
+    let text = rendered(&[("hello", "1", "c1", "10.0.0.1:2001")], &[]).text;
+    for line in ["del-header Forwarded", "set-header X-Forwarded-For %[src]"] {
+        assert!(
+            text.contains(&format!("    http-request {line}\n")),
+            "{line} in\n{text}"
+        );
+    }
+}
