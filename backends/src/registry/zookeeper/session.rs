@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use model::AppId;
 use model::registry::RegistryRevision;
 use rand::RngExt as _;
 use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, WatchedEvent};
@@ -50,6 +51,24 @@ impl Watches {
     fn waiting(&mut self) -> Option<WatchedEvent> {
         self.0.iter_mut().find_map(|watcher| watcher.changed().now_or_never())
     }
+}
+
+/// What was read of each leaf; `None`: it is gone.
+type Fresh = BTreeMap<Leaf, Option<Vec<u8>>>;
+
+/// Takes out of `fresh` the endpoints that are gone of those apps that have `unread` ones. A read may be ahead of the
+/// events: it shows an endpoint gone whose replacement, and that one's, were not read yet, and told alone it would leave an
+/// app that always had an endpoint without one. They are read anew with the replacements.
+fn hold_back(fresh: &mut Fresh, unread: &BTreeSet<Leaf>) -> Vec<Leaf> {
+    let app = |leaf: &Leaf| match leaf {
+        Leaf::Endpoint(key) => Some(key.app.clone()),
+        _ => None,
+    };
+    let restless: BTreeSet<AppId> = unread.iter().filter_map(app).collect();
+    let gone = |leaf: &Leaf, data: &mut Option<Vec<u8>>| {
+        data.as_ref().is_none_or(Vec::is_empty) && app(leaf).is_some_and(|app| restless.contains(&app))
+    };
+    fresh.extract_if(.., gone).map(|(leaf, _)| leaf).collect()
 }
 
 /// A reader's connection.
@@ -168,9 +187,9 @@ impl<'a> Session<'a> {
     }
 
     /// Reads what changed until no event is left, or for [`MAX_ROUNDS`]; sets `revision` to what is complete then.
-    async fn settle(&mut self) -> Result<BTreeMap<Leaf, Option<Vec<u8>>>, Error> {
-        let mut fresh = BTreeMap::new();
-        let mut before = self.revision;
+    async fn settle(&mut self) -> Result<Fresh, Error> {
+        let mut fresh = Fresh::new();
+        let (start, mut before) = (self.revision, self.revision);
         self.absorb_waiting()?;
         for _ in 0..MAX_ROUNDS {
             self.stirred = false;
@@ -194,6 +213,14 @@ impl<'a> Session<'a> {
             }
             self.revision = before;
             before = read;
+        }
+        if self.stirred {
+            let held = hold_back(&mut fresh, &self.dirty);
+            if !held.is_empty() {
+                // What is held back may have gone at any moment since the last time.
+                self.revision = start;
+                self.dirty.extend(held);
+            }
         }
         Ok(fresh)
     }
@@ -223,5 +250,38 @@ impl<'a> Session<'a> {
         *follower.view = view;
         follower.outbox.snapshot(self.revision);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::contract::registry::key;
+
+    #[test]
+    fn registry_session_holds_back_what_goes_before_its_replacement_is_read() {
+        let leaf = |app: &str, c: &str| Leaf::Endpoint(key(app, "1", c));
+        let here = || Some(b"10.0.0.1:80".to_vec());
+        let all = || {
+            Fresh::from([
+                (leaf("a", "gone"), None),
+                (leaf("a", "emptied"), Some(Vec::new())),
+                (leaf("a", "here"), here()),
+                (leaf("b", "gone"), None),
+                (leaf("a", "load").load().expect("an endpoint has a load"), None),
+            ])
+        };
+        let mut fresh = all();
+        let held = hold_back(&mut fresh, &BTreeSet::from([leaf("a", "next")]));
+        assert_eq!(
+            BTreeSet::from_iter(held),
+            BTreeSet::from([leaf("a", "gone"), leaf("a", "emptied")])
+        );
+        assert_eq!(fresh.len(), 3);
+        // Other apps' changes, and loads, hold up nothing.
+        let mut fresh = all();
+        let others = BTreeSet::from([leaf("c", "next"), leaf("b", "x").load().expect("as above")]);
+        assert_eq!(hold_back(&mut fresh, &others), []);
+        assert_eq!(fresh, all());
     }
 }
