@@ -3,7 +3,7 @@
 //! Every published endpoint has an entry with its host and the host's region, and what the instance uses as soon as
 //! that was measured. Loads are never in the way of endpoints: they are written behind them, a few at a time.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ impl Loads {
         figures: &HashMap<InstanceId, Figures>,
     ) {
         let (mut new, mut moved) = (VecDeque::new(), Vec::new());
-        let mut gone: BTreeMap<&LoadKey, ()> = self.written.keys().map(|key| (key, ())).collect();
+        let mut gone: BTreeSet<&LoadKey> = self.written.keys().collect();
         for instance in instances {
             let (Some((entry, _)), Some(host)) = (plan::entry(instance, hosts), hosts.get(&instance.host)) else {
                 continue;
@@ -110,7 +110,7 @@ impl Loads {
             }
         }
         new.extend(moved);
-        new.extend(gone.into_keys().map(|key| RegistryChange::LoadRemove(key.clone())));
+        new.extend(gone.into_iter().map(|key| RegistryChange::LoadRemove(key.clone())));
         self.due = new;
     }
 

@@ -82,28 +82,35 @@ async fn round(fleet: &Arc<Fleet>, readings: &mut Readings) -> bool {
     let up = hosts.iter().filter(|h| h.down_since.is_none());
     let asked = up.map(|host| {
         let containers = of_host.remove(&host.name).unwrap_or_default();
-        async move { (host, read_host(fleet, host, containers).await) }
+        let expected = containers.len();
+        async move { (host, expected, read_host(fleet, host, containers).await) }
     });
     let asked: Vec<_> = asked.collect();
-    let answers: Vec<(&Host, Vec<Reading>)> = futures::stream::iter(asked)
+    let answers: Vec<(&Host, usize, Vec<Reading>)> = futures::stream::iter(asked)
         .buffer_unordered(HOSTS_AT_ONCE)
         .collect()
         .await;
     let mut latest = HashMap::new();
     let mut next = Readings::new();
     let mut measured = Vec::new();
-    for (host, stats) in answers {
-        let mut used = 0.0;
+    for (host, expected, stats) in answers {
+        let (mut used, mut known) = (0.0, 0);
         for (id, at, stats) in stats {
             if let Some((before, cpu)) = readings.get(&id) {
                 let cpu = cpu_millis(*before, *cpu, at, stats.cpu_total_ns);
                 used += cpu;
+                known += 1;
                 measured.push((id.clone(), figures(cpu, &stats)));
             }
             next.insert(id.clone(), (at, stats.cpu_total_ns));
             latest.insert(id, stats);
         }
-        note_use(fleet, host, used).await;
+        note_use(
+            fleet,
+            host,
+            use_of(host.used_cpu_millis, whole(used), known == expected),
+        )
+        .await;
     }
     *readings = next;
     fleet.set_stats(latest);
@@ -181,8 +188,13 @@ fn whole(millis: f64) -> u32 {
     millis.clamp(0.0, f64::from(u32::MAX)) as u32
 }
 
-async fn note_use(fleet: &Fleet, host: &Host, used: f64) {
-    let used = whole(used);
+/// What is known of a host's use: a sum of which parts are missing (no answer, or no reading before) is only the least
+/// that it can be, and a host that does not answer must not look idle.
+fn use_of(before: u32, sum: u32, complete: bool) -> u32 {
+    if complete { sum } else { sum.max(before) }
+}
+
+async fn note_use(fleet: &Fleet, host: &Host, used: u32) {
     if worth_writing(host, used) {
         // A conflict or an error costs nothing: the next round measures anew.
         let _ = fleet
@@ -203,6 +215,13 @@ mod tests {
         assert!((cpu_millis(start, 0, later, 5_000_000_000) - 500.0).abs() < 0.001);
         assert!(cpu_millis(start, 9, later, 3).abs() < f64::EPSILON, "restarted");
         assert!(cpu_millis(start, 0, start, 3).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn a_host_that_does_not_answer_does_not_look_idle() {
+        assert_eq!(use_of(900, 100, true), 100);
+        assert_eq!(use_of(900, 100, false), 900);
+        assert_eq!(use_of(100, 900, false), 900);
     }
 
     #[test]
