@@ -17,7 +17,7 @@ const APPS: u16 = 10_000;
 const CONTAINERS: u16 = 3;
 const WRITES: u16 = 1_000;
 /// As registry-sync writes them.
-const LOADS_AT_ONCE: usize = 250;
+const LOADS_AT_ONCE: usize = 100;
 const GATEWAYS: usize = 4;
 const WITHDRAWALS: u16 = 200;
 
@@ -90,14 +90,14 @@ async fn measure(zookeeper: &ZooKeeper) {
     println!("  write {} endpoints: {:.2?}", changes.len(), begin.elapsed());
     drop(changes);
 
-    connect_and_load(zookeeper, "without loads").await;
+    connect_and_load(zookeeper, false).await;
     let begin = Instant::now();
     let all_loads: Vec<RegistryChange> = loads(1);
     for batch in all_loads.chunks(LOADS_AT_ONCE) {
         writer.apply(batch).await.expect("written");
     }
     println!("  write {} loads: {:.2?}", all_loads.len(), begin.elapsed());
-    connect_and_load(zookeeper, "with loads").await;
+    connect_and_load(zookeeper, true).await;
     let begin = Instant::now();
     let held = writer.published().await.expect("read").endpoints.len();
     println!("  the writer reads {held} endpoints: {:.2?}", begin.elapsed());
@@ -117,8 +117,9 @@ fn loads(cpu: u32) -> Vec<RegistryChange> {
     apps.map(|(app, container)| of(app, container)).collect()
 }
 
-async fn connect_and_load(zookeeper: &ZooKeeper, what: &str) {
-    let mut loads = Vec::new();
+async fn connect_and_load(zookeeper: &ZooKeeper, has_loads: bool) {
+    let what = if has_loads { "with loads" } else { "without loads" };
+    let (mut loads, mut behind) = (Vec::new(), Vec::new());
     let used = processor();
     for i in 0..5 {
         let reader = zookeeper.reader("");
@@ -128,6 +129,12 @@ async fn connect_and_load(zookeeper: &ZooKeeper, what: &str) {
         mirror.until("the snapshot", |m| m.snapshots == 1).await;
         loads.push(begin.elapsed());
         assert_eq!(mirror.content.endpoints.len(), usize::from(APPS * CONTAINERS));
+        if has_loads {
+            mirror
+                .until("the loads", |m| m.content.loads.len() == m.content.endpoints.len())
+                .await;
+            behind.push(begin.elapsed());
+        }
         if i == 0 {
             println!(
                 "  memory of two copies of it: {} MiB",
@@ -137,6 +144,9 @@ async fn connect_and_load(zookeeper: &ZooKeeper, what: &str) {
     }
     println!("  processor time per start {what}: {:.2?}", (processor() - used) / 5);
     show(&format!("connect and load 30,000 endpoints {what}"), loads);
+    if has_loads {
+        show("until their loads are there too", behind);
+    }
 }
 
 /// Changes of endpoints, each until it is heard; all loads are written anew in each `period` beside them.

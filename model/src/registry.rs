@@ -106,7 +106,7 @@ pub struct RegistrySnapshot {
     pub endpoints: BTreeMap<EntryKey, Endpoint>,
     /// All app configurations.
     pub configs: BTreeMap<AppId, AppConfig>,
-    /// Loads of endpoints; those of instances without an endpoint may be missing.
+    /// Loads of endpoints, as far as they are known: others may follow as changes.
     pub loads: BTreeMap<LoadKey, Load>,
 }
 

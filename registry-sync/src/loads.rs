@@ -23,7 +23,7 @@ const EVERY: Duration = Duration::from_secs(10);
 const STAND_BY: Duration = Duration::from_millis(500);
 
 /// Most loads in one write: endpoints that change meanwhile wait for no more than these.
-const AT_ONCE: usize = 250;
+const AT_ONCE: usize = 100;
 
 /// The newest figures of each instance.
 pub(crate) type AllFigures = Arc<HashMap<InstanceId, Figures>>;

@@ -151,16 +151,8 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<String>,
 }
 
-/// Which loads [`load`] reads.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Loads {
-    /// Those of the endpoints that are there.
-    OfEndpoints,
-    None,
-}
-
-/// Reads the whole tree.
-pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree, loads: Loads) -> Result<Loaded, Error> {
+/// Reads the whole tree but for the loads.
+pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
     let revision = read_data(client, limit, std::slice::from_ref(&tree.revision)).await?;
     let revision = revision_of(revision.first().and_then(Option::as_ref));
     let mut paths = vec![tree.address.clone()];
@@ -168,7 +160,7 @@ pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree, loads: L
         paths = descend(client, limit, &paths).await?;
     }
     paths.append(&mut descend(client, limit, std::slice::from_ref(&tree.config)).await?);
-    let mut loaded = read_leaves(client, limit, tree, paths, loads).await?;
+    let mut loaded = read_leaves(client, limit, tree, paths).await?;
     loaded.revision = revision;
     Ok(loaded)
 }
@@ -177,16 +169,10 @@ pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree, loads: L
 pub(super) async fn load_loads(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
     let apps = descend(client, limit, std::slice::from_ref(&tree.load)).await?;
     let paths = descend(client, limit, &apps).await?;
-    read_leaves(client, limit, tree, paths, Loads::None).await
+    read_leaves(client, limit, tree, paths).await
 }
 
-async fn read_leaves(
-    client: &Client,
-    limit: Duration,
-    tree: &Tree,
-    mut paths: Vec<String>,
-    loads: Loads,
-) -> Result<Loaded, Error> {
+async fn read_leaves(client: &Client, limit: Duration, tree: &Tree, mut paths: Vec<String>) -> Result<Loaded, Error> {
     let mut leaves = Vec::with_capacity(paths.len());
     let mut foreign = Vec::new();
     paths.retain(|path| match tree.parse(path) {
@@ -199,12 +185,6 @@ async fn read_leaves(
             false
         }
     });
-    if loads == Loads::OfEndpoints {
-        // Their names are known without listing them.
-        let of_endpoints: Vec<Leaf> = leaves.iter().filter_map(Leaf::load).collect();
-        paths.extend(of_endpoints.iter().map(|leaf| tree.leaf(leaf)));
-        leaves.extend(of_endpoints);
-    }
     let data = read_data(client, limit, &paths).await?;
     let entries = leaves.into_iter().zip(data);
     Ok(Loaded {

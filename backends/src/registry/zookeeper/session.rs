@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, WatchedEvent};
 
 use super::Options;
-use super::client::{Loads, load, read_data, revision_of, timed};
+use super::client::{load, read_data, revision_of, timed};
 use super::outbox::Outbox;
 use super::tree::{Leaf, Tree};
 use super::view::{Noise, View, sort};
@@ -21,6 +21,8 @@ use super::view::{Noise, View, sort};
 const GATHER: Duration = Duration::from_millis(2);
 /// Most rounds before what is known is told, while new events keep coming.
 const MAX_ROUNDS: usize = 4;
+/// Loads that are read at once after a snapshot: changes of endpoints that come meanwhile wait for no more than these.
+const LOADS_AT_ONCE: usize = 500;
 /// How often a follower is looked at for whether it still listens.
 const LISTENING_CHECK: Duration = Duration::from_millis(250);
 
@@ -80,6 +82,8 @@ pub(super) struct Session<'a> {
     noise: &'a mut Noise,
     /// Changed since it was read last.
     dirty: BTreeSet<Leaf>,
+    /// Loads that are still to be read: a snapshot is told without waiting for them.
+    later: Vec<Leaf>,
     /// Whether an event came since the last round began.
     stirred: bool,
     /// Everything up to it is in the view.
@@ -111,6 +115,7 @@ impl<'a> Session<'a> {
             watches,
             noise,
             dirty: BTreeSet::new(),
+            later: Vec::new(),
             stirred: false,
             revision: RegistryRevision::default(),
         })
@@ -126,6 +131,11 @@ impl<'a> Session<'a> {
             follower.outbox.flush(follower.view);
             if follower.outbox.is_closed() {
                 return Ok(());
+            }
+            if !self.later.is_empty() {
+                let rest = self.later.len().saturating_sub(LOADS_AT_ONCE);
+                self.dirty.extend(self.later.drain(rest..));
+                self.stirred = true;
             }
             if !self.stirred {
                 tokio::select! {
@@ -227,7 +237,7 @@ impl<'a> Session<'a> {
 
     /// A new picture, complete up to `revision`, and the entries that changed while it was taken.
     async fn snapshot(&mut self, last: &View) -> Result<(View, BTreeSet<Leaf>), Error> {
-        let loaded = load(self.client, self.options.call_timeout, self.tree, Loads::OfEndpoints).await?;
+        let loaded = load(self.client, self.options.call_timeout, self.tree).await?;
         for path in &loaded.foreign {
             self.noise
                 .unreadable(path, "its name is not of the form that the platform writes");
@@ -240,6 +250,7 @@ impl<'a> Session<'a> {
         for (leaf, data) in fresh {
             view.set(leaf, data.as_deref(), self.noise);
         }
+        self.later = view.load_leaves().collect();
         Ok((view, changing))
     }
 

@@ -1,6 +1,6 @@
 //! A reader's picture of the registry. Pure, but for log lines.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use model::registry::{Endpoint, EntryKey, LoadKey, RegistryChange, RegistryRevision, RegistrySnapshot};
@@ -71,7 +71,8 @@ impl View {
         }
     }
 
-    /// A new picture of exactly `entries`; a configuration that can't be read stays as it was here.
+    /// A new picture of exactly `entries`; a configuration that can't be read stays as it was here, and so do loads of
+    /// endpoints.
     pub(super) fn rebuilt(&self, entries: &[(Leaf, Vec<u8>)], noise: &mut Noise) -> Self {
         let mut new = Self::default();
         for (leaf, data) in entries {
@@ -82,19 +83,25 @@ impl View {
             }
             new.set(leaf.clone(), Some(data), noise);
         }
+        for key in new.endpoints.keys().map(EntryKey::load_key) {
+            if let Some(load) = self.loads.get(&key) {
+                new.loads.entry(key).or_insert_with(|| load.clone());
+            }
+        }
         new
     }
 
-    /// In how many entries `other` differs, leaving out `changing`.
+    /// Where the loads of all endpoints stand.
+    pub(super) fn load_leaves(&self) -> impl Iterator<Item = Leaf> {
+        self.endpoints.keys().map(|key| Leaf::Load(key.load_key()))
+    }
+
+    /// In how many entries `other` differs, leaving out `changing`; loads are read behind it, and do not count.
     pub(super) fn differences(&self, other: &Self, changing: &BTreeSet<Leaf>) -> usize {
         let endpoint = |key: &&EntryKey| !changing.contains(&Leaf::Endpoint((*key).clone()));
         let config = |app: &&AppId| !changing.contains(&Leaf::Config((*app).clone()));
-        // Loads without an endpoint are not looked for.
-        let known: HashSet<LoadKey> = other.endpoints.keys().map(EntryKey::load_key).collect();
-        let load = |key: &&LoadKey| known.contains(*key) && !changing.contains(&Leaf::Load((*key).clone()));
         differing(&self.endpoints, &other.endpoints).filter(endpoint).count()
             + differing(&self.configs, &other.configs).filter(config).count()
-            + differing(&self.loads, &other.loads).filter(load).count()
     }
 
     /// A copy as of `revision`.
@@ -199,13 +206,12 @@ mod tests {
         let change = RegistryChange::Load(entry.load_key(), load("eu", None));
         assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), Some(change));
         assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), None);
-        // A resync reads no load without an endpoint: that it has none is no difference.
-        assert_eq!(view.differences(&View::default(), &BTreeSet::new()), 0);
+        // A new picture has it until it is read again, but not without an endpoint.
+        assert!(view.rebuilt(&[], &mut noise).loads.is_empty());
         let endpoint = (Leaf::Endpoint(entry.clone()), b"10.0.0.1:80".to_vec());
-        view.set(endpoint.0.clone(), Some(&endpoint.1), &mut noise);
-        let without = view.rebuilt(&[endpoint], &mut noise);
-        assert_eq!(view.differences(&without, &BTreeSet::new()), 1);
-        assert_eq!(view.differences(&without, &BTreeSet::from([leaf.clone()])), 0);
+        let rebuilt = view.rebuilt(std::slice::from_ref(&endpoint), &mut noise);
+        assert_eq!(rebuilt.loads, view.loads);
+        assert!(rebuilt.load_leaves().eq([leaf.clone()]));
         let gone = RegistryChange::LoadRemove(entry.load_key());
         assert_eq!(view.set(leaf.clone(), Some(b"{}"), &mut noise), Some(gone));
         assert_eq!(view.set(leaf, None, &mut noise), None);

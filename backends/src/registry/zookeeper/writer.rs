@@ -17,7 +17,7 @@ use zookeeper_client::{
     Acls, CheckWriteError, Client, CreateMode, CreateOptions, Error, MultiWriteResult, SessionState,
 };
 
-use super::client::{Loads, PERSISTENT, connect, load, load_loads, mkdir, read_data, revision_of, timed, told};
+use super::client::{PERSISTENT, connect, load, load_loads, mkdir, read_data, revision_of, timed, told};
 use super::plan::{Node, Op, batches, needed, plan};
 use super::tree::Tree;
 use super::view::{Noise, View};
@@ -262,7 +262,7 @@ impl RegistryWriter for ZooKeeperWriter {
         let limit = self.options.call_timeout;
         let read = async {
             timed(limit, session.client.sync("/")).await?;
-            load(&session.client, limit, &self.tree, Loads::None).await
+            load(&session.client, limit, &self.tree).await
         };
         let loaded = read.await.map_err(|error| told("reading what is published", &error))?;
         let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
