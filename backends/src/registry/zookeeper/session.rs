@@ -246,7 +246,7 @@ impl<'a> Session<'a> {
         self.revision = loaded.revision;
         // A listing of many requests is not of one moment: with what changed meanwhile it is.
         let fresh = self.settle().await?;
-        let changing = fresh.keys().cloned().collect();
+        let changing = fresh.keys().chain(&self.dirty).cloned().collect();
         for (leaf, data) in fresh {
             view.set(leaf, data.as_deref(), self.noise);
         }
