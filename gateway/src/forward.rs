@@ -232,6 +232,11 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
             None
         },
         id: made_id,
+        // hyper would leave such a body out.
+        chunked: has_body
+            && matches!(parts.method, Method::GET | Method::HEAD)
+            && settings.config.protocol == Protocol::Http
+            && body.size_hint().exact().is_none(),
     };
     if absolute {
         parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();

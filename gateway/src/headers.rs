@@ -85,8 +85,10 @@ pub(crate) struct Facts {
     remove: u32,
     trailers: bool,
     connection_upgrade: bool,
-    /// Upgrade is there, and no h2c in it.
+    /// Upgrade is there, names something, and no h2c.
     upgrade: bool,
+    /// Content-Length has zeros in front, which some read as octal.
+    padded_length: bool,
     /// Further names to be removed: nominated by Connection, aliases of what the gateway says.
     also: Vec<HeaderName>,
 }
@@ -164,6 +166,8 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
                 seen.hosts += 1;
                 seen.host = Some(value);
             }
+            // CGI would make a setting of it (CVE-2016-5385).
+            5 if text == "proxy" => f.also.push(name.clone()),
             6 if *name == header::EXPECT => f.remove |= EXPECT,
             6 if *name == header::ACCEPT => {
                 seen.html = value
@@ -174,6 +178,7 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             7 if *name == header::UPGRADE => {
                 // Several Upgrade lines are nothing that a client of ours has to send.
                 f.upgrade = f.remove & UPGRADE == 0
+                    && tokens(value).any(|t| !t.is_empty())
                     && !tokens(value).any(|t| t.len() >= 3 && t[..3].eq_ignore_ascii_case(b"h2c"));
                 f.remove |= UPGRADE;
             }
@@ -183,7 +188,10 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             10 if text == "keep-alive" => f.remove |= KEEP_ALIVE,
             12 if *name == header::CONTENT_TYPE => seen.grpc = is_grpc(value),
             12 if text == "x-request-id" => seen.request_id = Some(value),
+            14 if *name == header::CONTENT_LENGTH => f.padded_length = matches!(value.as_bytes(), [b'0', _, ..]),
             14 if text == "http2-settings" => f.remove |= HTTP2_SETTINGS,
+            // Apps that read `_` as `-` would take them for the framing.
+            14 if text == "content_length" => f.also.push(name.clone()),
             15 if text == "idempotency-key" => seen.idempotency_key = true,
             15 if text == "x-forwarded-for" => f.remove |= FORWARDED_FOR,
             16 if text == "x-forwarded-host" => f.remove |= FORWARDED_HOST,
@@ -195,6 +203,7 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
                     || !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
                 f.remove |= TRANSFER_ENCODING;
             }
+            17 if text == "transfer_encoding" => f.also.push(name.clone()),
             19 if *name == header::PROXY_AUTHORIZATION => f.remove |= PROXY_AUTHORIZATION,
             9.. if matches!(text.as_bytes()[0], b'x' | b'f') && gateway_says(text) => f.also.push(name.clone()),
             _ => {}
@@ -248,6 +257,8 @@ pub(crate) struct Rules {
     pub(crate) upgrade: Option<HeaderValue>,
     /// A request id made here.
     pub(crate) id: Option<HeaderValue>,
+    /// The request has a body of unknown length although its method rarely has one: that has to be said.
+    pub(crate) chunked: bool,
 }
 
 impl Rules {
@@ -267,6 +278,15 @@ impl Rules {
             if !(keep && name.as_str().starts_with("x-forwarded-")) {
                 headers.remove(name);
             }
+        }
+        if facts.padded_length
+            && let Some(length) = headers.get(header::CONTENT_LENGTH)
+            && let Ok(length) = HeaderValue::from_bytes(without_zeros(length.as_bytes()))
+        {
+            headers.insert(header::CONTENT_LENGTH, length);
+        }
+        if self.chunked {
+            headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
         if facts.trailers {
             // TE is for the next hop only and says so (RFC 9110 10.1.4).
@@ -310,6 +330,12 @@ impl Rules {
             headers.insert(header::HOST, self.host.clone());
         }
     }
+}
+
+/// A number without zeros in front.
+fn without_zeros(digits: &[u8]) -> &[u8] {
+    let zeros = digits.iter().take_while(|b| **b == b'0').count();
+    &digits[zeros.min(digits.len().saturating_sub(1))..]
 }
 
 /// What this hop adds to a Forwarded header that a trusted peer sent (RFC 7239 section 4).
@@ -377,6 +403,7 @@ pub(crate) mod tests {
             absolute: false,
             upgrade: (upgrade && facts.wants_upgrade()).then(|| headers[header::UPGRADE].clone()),
             id: None,
+            chunked: false,
             facts,
         };
         rules.apply(&mut headers, &client(trusted));
@@ -410,8 +437,13 @@ pub(crate) mod tests {
             ("x-real-ip", "6.6.6.6"),
             ("x_real_ip", "6.6.6.6"),
             ("x-caas-reason", "evil"),
+            ("proxy", "http://evil"),
+            ("content_length", "9"),
+            ("transfer_encoding", "chunked"),
         ];
         assert_eq!(sent(&forged, false, false), OURS);
+        assert_eq!(without_zeros(b"00120"), b"120");
+        assert_eq!(without_zeros(b"000"), b"0");
     }
 
     #[test]

@@ -74,7 +74,10 @@ pub(crate) fn clean_trailers(trailers: &mut HeaderMap) {
             header::COOKIE,
             header::SET_COOKIE,
         ];
-        let hop = matches!(name.as_str(), "keep-alive" | "proxy-connection");
+        let hop = matches!(
+            name.as_str(),
+            "keep-alive" | "proxy-connection" | "proxy" | "content_length" | "transfer_encoding"
+        );
         if hop || framing.contains(name) || gateway_says(name.as_str()) {
             also.push(name.clone());
         }
@@ -121,6 +124,7 @@ mod tests {
             ("content-length", "5"),
             ("transfer-encoding", "chunked"),
             ("host", "evil"),
+            ("content_length", "5"),
             ("authorization", "Basic x"),
         ]);
         clean_trailers(&mut trailers);
