@@ -101,7 +101,8 @@ impl Frame {
         u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
     }
 
-    /// The status of a HEADERS frame, as far as it stands in the static table (RFC 7541 appendix A); else 0.
+    /// The status of a HEADERS frame that begins with it: from the static table (RFC 7541 appendix A), or as a literal of which
+    /// digits are plain or in Huffman's code (appendix B); else 0.
     pub(crate) fn status(&self) -> u16 {
         match self.payload[0] {
             0x88 => 200,
@@ -109,6 +110,28 @@ impl Frame {
             0x8c => 400,
             0x8d => 404,
             0x8e => 500,
+            0x08 | 0x18 | 0x48 => {
+                let text = &self.payload[2..2 + usize::from(self.payload[1] & 127)];
+                if self.payload[1] & 128 == 0 {
+                    return std::str::from_utf8(text).ok().and_then(|t| t.parse().ok()).unwrap_or(0);
+                }
+                // 0, 1 and 2 have five bits, the other digits six: 011001 and on.
+                let bits = text.iter().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+                let mut left = text.len() * 8;
+                let mut status = 0;
+                for _ in 0..3 {
+                    let five = (bits >> (left - 5) & 31) as u16;
+                    let digit = if five < 3 {
+                        left -= 5;
+                        five
+                    } else {
+                        left -= 6;
+                        (bits >> left & 63) as u16 - 22
+                    };
+                    status = status * 10 + digit;
+                }
+                status
+            }
             _ => 0,
         }
     }
