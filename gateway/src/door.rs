@@ -15,9 +15,11 @@ use crate::client::Client;
 use crate::config::plain;
 use crate::limit::OneConnection;
 use crate::stream::Stream;
+use crate::table::App;
+use crate::tcp::passthrough;
 use crate::tls::{self, Failure, Tls};
 use crate::worker::Worker;
-use crate::{answer, connection, proxy_protocol};
+use crate::{answer, connection, proxy_protocol, tcp};
 
 /// How long a connection that has sent too little for a request may go on once the worker drains.
 const DRAINING: Duration = Duration::from_secs(1);
@@ -30,7 +32,8 @@ pub(crate) struct Door {
 
 /// What connections through one door have in common.
 struct Side {
-    /// The port as a header value.
+    /// The port, and as a header value.
+    number: u16,
     port: HeaderValue,
     tls: Option<Arc<Tls>>,
 }
@@ -47,10 +50,11 @@ impl Door {
     }
 
     fn new(listener: std::net::TcpListener, tls: Option<Arc<Tls>>) -> io::Result<Self> {
-        let port = HeaderValue::from(listener.local_addr()?.port());
+        let number = listener.local_addr()?.port();
+        let port = HeaderValue::from(number);
         Ok(Self {
             listener: TcpListener::from_std(listener)?,
-            side: Rc::new(Side { port, tls }),
+            side: Rc::new(Side { number, port, tls }),
         })
     }
 
@@ -93,9 +97,16 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
         let side = Rc::clone(side);
         tokio::task::spawn_local(async move {
             // Boxed, so that a connection that is being served does not keep the space that this needs.
-            if let Some(ready) = Box::pin(prepare(&open.0, stream, ip, &side)).await {
-                connection::run(&open.0, ready.client, ready.stream, ready.before).await;
-                drop(ready.slot);
+            match Box::pin(prepare(&open.0, stream, peer, &side)).await {
+                Some(Prepared::Http(ready)) => {
+                    connection::run(&open.0, ready.client, ready.stream, ready.before).await;
+                    drop(ready.slot);
+                }
+                Some(Prepared::Untouched(app, call, stream, slot)) => {
+                    Box::pin(tcp::carry(&open.0, app, stream, call)).await;
+                    drop(slot);
+                }
+                None => {}
             }
             drop(open);
         });
@@ -131,6 +142,13 @@ fn admit(worker: &Worker, ip: IpAddr, port: HeaderValue, https: bool) -> Option<
     Some((Rc::new(client), slot))
 }
 
+/// What a connection has turned out to be.
+enum Prepared {
+    Http(Ready),
+    /// An app has it as it is.
+    Untouched(Arc<App>, tcp::Call, TcpStream, Option<OneConnection>),
+}
+
 /// A connection that may begin with requests.
 struct Ready {
     client: Rc<Client>,
@@ -141,15 +159,23 @@ struct Ready {
 }
 
 /// PROXY header and handshake; `None` when the connection is over.
-async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: IpAddr, side: &Side) -> Option<Ready> {
-    let (mut ip, mut port, mut before) = (peer, side.port.clone(), Vec::new());
-    if worker.shared.balancers.contains(peer) {
+async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, side: &Side) -> Option<Prepared> {
+    let (mut port, mut before) = (side.port.clone(), Vec::new());
+    let mut call = tcp::Call {
+        from: peer,
+        to: None,
+        port: side.number,
+        version: None,
+        first: Vec::new(),
+        tls: side.tls.is_some(),
+    };
+    if worker.shared.balancers.contains(plain(peer.ip())) {
         let header = within(worker, worker.limits.head, proxy_protocol::read(&mut stream)).await?;
         match header {
             Ok((header, rest)) => {
                 before = rest;
                 if let Some((from, to)) = header.addresses {
-                    ip = plain(from.ip());
+                    (call.from, call.to) = (from, Some(to));
                     port = HeaderValue::from(to.port());
                 }
             }
@@ -166,35 +192,39 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: IpAddr, side:
             }
         }
     }
-    let Some((client, slot)) = admit(worker, ip, port, side.tls.is_some()) else {
+    let Some((client, slot)) = admit(worker, plain(call.from.ip()), port, side.tls.is_some()) else {
         if side.tls.is_none() {
             let _ = stream.try_write(answer::TOO_MANY);
         }
         return None;
     };
     let Some(tls) = &side.tls else {
-        return Some(Ready {
+        return Some(Prepared::Http(Ready {
             client,
             slot,
             stream: Stream::Plain(stream),
             before: before.into(),
-        });
+        }));
     };
     let begun = std::time::Instant::now();
     let failed = |failure: Failure| worker.stats().tls_failures[failure as usize].add(1);
     let first = within(worker, worker.handshake, tls::first(&mut stream, before)).await;
     match first.unwrap_or(Err(Failure::Timeout)) {
         Ok(hello) => {
+            if let Some((app, version)) = passthrough::wanted(worker, &hello) {
+                (call.version, call.first) = (version, hello.raw);
+                return Some(Prepared::Untouched(app, call, stream, slot));
+            }
             let left = worker.handshake.saturating_sub(begun.elapsed());
             let finish = tls::finish(tls, worker.stats(), stream, hello);
             let finished = tokio::time::timeout(left, finish).await;
             match finished.unwrap_or(Err(Failure::Timeout)) {
-                Ok(stream) => Some(Ready {
+                Ok(stream) => Some(Prepared::Http(Ready {
                     client,
                     slot,
                     stream: Stream::Tls(stream),
                     before: Bytes::new(),
-                }),
+                })),
                 Err(failure) => {
                     failed(failure);
                     None

@@ -7,6 +7,7 @@ use http::{Response, header};
 use crate::answer::Reason;
 use crate::balance::{Ask, PENALTY_US, Plan};
 use crate::body::ResponseBody;
+use crate::eject::Endpoint;
 use crate::flight::Flight;
 use crate::table::App;
 use crate::worker::Worker;
@@ -14,13 +15,18 @@ use crate::worker::Worker;
 /// Notes that the endpoint took the request and gave no answer that can be used.
 pub(crate) fn no_answer(flight: &Flight, worker: &Worker, app: &App, reason: Reason) {
     let Some(entered) = flight.entered() else { return };
-    let (endpoint, clock, now) = (entered.endpoint(), worker.shared.clock, Instant::now());
-    endpoint.note(reason.as_str(), clock, now);
+    unanswered(worker, app, entered.endpoint(), reason.as_str());
+}
+
+/// Notes that the endpoint accepted and said nothing that can be used.
+pub(crate) fn unanswered(worker: &Worker, app: &App, endpoint: &Endpoint, reason: &'static str) {
+    let (clock, now) = (worker.shared.clock, Instant::now());
+    endpoint.note(reason, clock, now);
     if let Some(time) = endpoint.gave_no_answer(clock, now, || app.may_eject(clock, now)) {
         worker.stats().ejections.add(1);
         app.shared.stats().of(worker.index).ejections.add(1);
         tracing::warn!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
-            for_ms = time.as_millis() as u64, reason = reason.as_str(), "endpoint left out after requests without an answer");
+            for_ms = time.as_millis() as u64, reason, "endpoint left out after requests without an answer");
     }
 }
 

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
-use bytes::Bytes;
 use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -235,7 +234,7 @@ pub(crate) fn run(
         tokio::task::spawn_local(async move {
             while let Some(arrival) = arrivals.recv().await {
                 let worker = Rc::clone(&taking);
-                tokio::task::spawn_local(async move { tcp::serve(&worker, arrival, Bytes::new()).await });
+                tokio::task::spawn_local(async move { tcp::serve(&worker, arrival).await });
             }
         });
         let mut doors = vec![Door::plain(plain)?];

@@ -62,6 +62,9 @@ pub struct Tcp {
     pub port: u16,
     /// The header before a connection's first byte that tells the instance who the client is.
     pub proxy_protocol: ProxyProtocol,
+    /// The app speaks TLS with a certificate of its own: connections at the gateway's TLS port that name one of its hosts reach it
+    /// untouched, besides those at its own port.
+    pub passthrough: bool,
 }
 
 /// The PROXY protocol of HAProxy (<https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>).
@@ -297,13 +300,14 @@ mod tests {
             r#"{"balance":"consistent_hash","hash":{"header":"x-user"}}"#,
             r#"{"hash":{"cookie":"Session"}}"#,
             r#"{"hash":"client_address","weights":{"1":95,"2":5},"sticky":"version"}"#,
-            r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2"}}"#,
+            r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2","passthrough":true}}"#,
             r#"{"protocol":"h2c","redirect_https":true}"#,
         ] {
             assert_eq!(fields(good), Vec::<String>::new(), "{good}");
         }
         for (bad, field) in [
             (r#"{"tcp":{"port":31000}}"#, "/tcp"),
+            (r#"{"protocol":"h2c","tcp":{"passthrough":true}}"#, "/tcp"),
             (r#"{"hash":{"header":"X-User"}}"#, "/hash/header"),
             (r#"{"hash":{"header":""}}"#, "/hash/header"),
             (r#"{"hash":{"cookie":"a b"}}"#, "/hash/cookie"),

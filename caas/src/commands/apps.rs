@@ -48,6 +48,7 @@ impl AppDetail {
     pub(crate) fn addresses(&self) -> Vec<String> {
         let config = &self.app.config;
         let domains = config.domains.iter().map(|d| match config.protocol {
+            Protocol::Tcp if config.tcp.passthrough => format!("tls://{d}"),
             Protocol::Tcp => format!("tcp://{d}:{}", config.tcp.port),
             Protocol::Http | Protocol::H2c => format!("http://{d}/"),
         });

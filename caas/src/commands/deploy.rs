@@ -64,6 +64,10 @@ pub(crate) struct DeployArgs {
     /// Port at the gateways that leads to the app, with protocol tcp; else one is chosen
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     tcp_port: Option<u16>,
+    /// The app has a TLS certificate of its own, with protocol tcp: the gateways' TLS port gives it the connections that name one
+    /// of its hosts, untouched
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    tls_passthrough: Option<bool>,
     /// Only hosts with this label; all of them are given anew (repeatable)
     #[arg(short, long, value_name = "KEY=VALUE", value_parser = parse::key_value)]
     label: Vec<(String, String)>,
@@ -237,22 +241,29 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         let placement = spec.entry("placement").or_insert_with(|| json!({}));
         placement["labels"] = json!(labels);
     }
-    let configures = !args.domain.is_empty() || args.protocol.is_some() || args.tcp_port.is_some();
+    let tcp = [
+        ("port", args.tcp_port.map(|port| json!(port))),
+        ("passthrough", args.tls_passthrough.map(|on| json!(on))),
+    ];
+    let names_tcp = args.tcp_port.is_some() || args.tls_passthrough == Some(true);
+    let configures = !args.domain.is_empty() || args.protocol.is_some() || tcp.iter().any(|(_, v)| v.is_some());
     if configures && args.canary.is_some() {
-        let why = "a canary shares the app's configuration: leave --domain, --protocol and --tcp-port out";
+        let why =
+            "a canary shares the app's configuration: leave --domain, --protocol, --tcp-port and --tls-passthrough out";
         return Err(Failure::usage(why));
     }
     if !args.domain.is_empty() {
         config.insert("domains".into(), json!(args.domain));
     }
     // Who names the port says what is spoken there.
-    if let Some(protocol) = args.protocol.or(args.tcp_port.map(|_| Protocol::Tcp)) {
+    if let Some(protocol) = args.protocol.or(names_tcp.then_some(Protocol::Tcp)) {
         config.insert("protocol".into(), json!(protocol));
     }
-    if let Some(port) = args.tcp_port {
-        let tcp = config.entry("tcp").or_insert_with(|| json!({}));
-        if let Value::Object(tcp) = tcp {
-            tcp.insert("port".into(), json!(port));
+    for (key, value) in tcp {
+        if let Some(value) = value
+            && let Value::Object(tcp) = config.entry("tcp").or_insert_with(|| json!({}))
+        {
+            tcp.insert(key.into(), value);
         }
     }
     let env = env_changes(args, &mut spec);
@@ -344,6 +355,14 @@ mod tests {
         assert_eq!(
             request(&args, Some(file)).expect("sound").body["config"],
             json!({"protocol": "tcp", "tcp": {"port": 15_432, "proxy_protocol": "v2"}})
+        );
+        let args = DeployArgs {
+            tls_passthrough: Some(true),
+            ..hello()
+        };
+        assert_eq!(
+            request(&args, None).expect("sound").body["config"],
+            json!({"protocol": "tcp", "tcp": {"passthrough": true}})
         );
         let args = DeployArgs {
             protocol: Some(Protocol::H2c),

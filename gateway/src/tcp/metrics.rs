@@ -37,6 +37,8 @@ outcomes! {
     NoEndpoints = "no_endpoints",
     /// No endpoint took the connection.
     ConnectFailed = "connect_failed",
+    /// The endpoints closed on the client's first message of TLS, without a word.
+    Unanswered = "no_answer",
     /// The client's network is refused.
     Denied = "denied",
     /// More connections than the app, the client or the gateway may have.

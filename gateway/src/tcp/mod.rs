@@ -1,6 +1,7 @@
-//! TCP routes: a port of this gateway's own leads to an app that does not speak HTTP.
+//! TCP routes: a port of this gateway's own leads to an app that does not speak HTTP, or the name in a client's first message
+//! of TLS does.
 //!
-//! [`claims`] says which app has which port, [`ports`] opens them, [`passage`] takes a connection to an endpoint, [`splice`] copies
+//! [`claims`] says which app has which port, [`ports`] opens them, [`passthrough`] reads names; [`passage`] takes a connection to an endpoint, [`splice`] copies
 //! its bytes, [`greeting`] tells the endpoint who the client is, [`metrics`] counts.
 //!
 //! A port has one listener for all workers, which hands each connection to the worker that has the fewest. A listener per
@@ -11,6 +12,7 @@ mod claims;
 mod greeting;
 pub(crate) mod metrics;
 mod passage;
+pub(crate) mod passthrough;
 mod ports;
 mod splice;
 
@@ -20,7 +22,7 @@ use model::AppId;
 use tokio::sync::mpsc;
 
 pub(crate) use claims::Claims;
-pub(crate) use passage::serve;
+pub(crate) use passage::{Call, carry, serve};
 pub(crate) use ports::Ports;
 
 /// Connections that may wait for a worker to take them.

@@ -1,5 +1,5 @@
 //! One TCP connection's way through the gateway: limits, the endpoint, further endpoints when one does not take it, the
-//! bytes, and what is written down when it ends.
+//! bytes, and what is written down when it ends. It came to a port of the app's own, or named the app in its first message of TLS.
 
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use model::config::{Protocol, ProxyProtocol};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
@@ -22,11 +21,29 @@ use crate::config::plain;
 use crate::door::Open;
 use crate::eject::{Endpoint, Entered};
 use crate::limit::OneConnection;
+use crate::outcome;
 use crate::table::App;
 use crate::worker::Worker;
 
 /// How long both sides of a connection may be silent before the kernel asks whether the other is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// How a connection came.
+#[derive(Debug)]
+pub(crate) struct Call {
+    /// The client.
+    pub(crate) from: SocketAddr,
+    /// Where a balancer in front says that the client connected to; else it is asked of the socket.
+    pub(crate) to: Option<SocketAddr>,
+    /// The port at which it came.
+    pub(crate) port: u16,
+    /// The version that the client named, in lower case.
+    pub(crate) version: Option<Box<str>>,
+    /// What was read of it already: the first message of TLS. Empty: nothing, and perhaps the endpoint speaks first.
+    pub(crate) first: Vec<u8>,
+    /// It came to the TLS port, where the client was given its place among its connections.
+    pub(crate) tls: bool,
+}
 
 /// A connection as the access log has it. Times in microseconds, sizes in bytes.
 #[derive(Debug, Serialize)]
@@ -52,7 +69,7 @@ struct Line<'a> {
 struct Passage {
     worker: Rc<Worker>,
     app: Arc<App>,
-    port: u16,
+    call: Call,
     ip: IpAddr,
     started: Instant,
     entered: Option<Entered>,
@@ -81,8 +98,8 @@ impl Drop for Passage {
         let at = self.entered.as_ref().map(Entered::endpoint);
         let line = Line {
             ts: model::Timestamp::now(),
-            protocol: "tcp",
-            port: self.port,
+            protocol: if self.call.tls { "tls" } else { "tcp" },
+            port: self.call.port,
             app: self.app.shared.id.as_str(),
             version: at.map_or("", |e| e.key.version.as_str()),
             container: at.map_or("", |e| e.key.container.as_str()),
@@ -104,17 +121,30 @@ impl Drop for Passage {
     }
 }
 
-/// Takes a connection to its app and stays with it to the end. `before` is what was read of it already.
-pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival, before: Bytes) {
+/// Takes a connection that came to an app's own port to it and stays with it to the end.
+pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival) {
     worker.stats().connections.add(1);
     let _open = Open::new(Rc::clone(worker));
-    let Ok(mut client) = TcpStream::from_std(arrival.stream) else {
+    let Ok(client) = TcpStream::from_std(arrival.stream) else {
         return;
     };
     let Some(app) = worker.app(arrival.app.as_str()) else {
         return;
     };
-    let ip = plain(arrival.peer.ip());
+    let call = Call {
+        from: arrival.peer,
+        to: None,
+        port: arrival.port,
+        version: None,
+        first: Vec::new(),
+        tls: false,
+    };
+    carry(worker, app, client, call).await;
+}
+
+/// Takes a connection that counts as open already to this app and stays with it to the end.
+pub(crate) async fn carry(worker: &Rc<Worker>, app: Arc<App>, mut client: TcpStream, call: Call) {
+    let ip = plain(call.from.ip());
     let under_way = app.shared.in_flight.fetch_add(1, Ordering::Relaxed);
     let stripe = app.shared.tcp().of(worker.index);
     stripe.opened.add(1);
@@ -122,7 +152,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival, before: Bytes) 
     let mut passage = Passage {
         worker: Rc::clone(worker),
         app,
-        port: arrival.port,
+        call,
         ip,
         started: Instant::now(),
         entered: None,
@@ -140,7 +170,7 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival, before: Bytes) 
         }
     };
     prepare(&client);
-    let taken = take(&mut passage, &client, arrival.peer, !before.is_empty()).await;
+    let taken = take(&mut passage, &client).await;
     let mut endpoint = match taken {
         Ok(endpoint) => endpoint,
         Err(outcome) => {
@@ -153,12 +183,15 @@ pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival, before: Bytes) 
     let end = {
         let Passage {
             app,
+            call,
             bytes_in,
             bytes_out,
             ..
         } = &mut passage;
         let stripe = app.shared.tcp().of(worker.index);
-        splice(worker, &mut client, &mut endpoint, before, idle, |up, down| {
+        *bytes_in = std::mem::take(&mut call.first).len() as u64;
+        stripe.bytes_in.add(*bytes_in);
+        splice(worker, &mut client, &mut endpoint, idle, |up, down| {
             stripe.bytes_in.add(up);
             stripe.bytes_out.add(down);
             *bytes_in += up;
@@ -188,7 +221,7 @@ fn admit(passage: &Passage, under_way: u32) -> Result<Option<OneConnection>, Out
     if under_way >= settings.max_in_flight || worker.stats().connections_open.get() > most {
         return Err(Outcome::Overloaded);
     }
-    let slot = if shared.trusted.contains(ip) {
+    let slot = if passage.call.tls || shared.trusted.contains(ip) {
         None
     } else {
         Some(shared.connections.open(ip).ok_or(Outcome::Overloaded)?)
@@ -210,8 +243,8 @@ fn prepare(stream: &TcpStream) {
 }
 
 /// Asks one endpoint after the other until one takes the connection, or it would be wrong to go on. No byte of the client's is
-/// sent here, so nothing is lost by asking another. `spoken`: the client has said something already.
-async fn take(passage: &mut Passage, client: &TcpStream, peer: SocketAddr, spoken: bool) -> Result<TcpStream, Outcome> {
+/// sent here but what can be said again to another: nothing is lost by asking one more.
+async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Outcome> {
     let worker = Rc::clone(&passage.worker);
     let clock = worker.shared.clock;
     let budget = Duration::from_millis(worker.shared.config.retry_time_ms);
@@ -221,7 +254,10 @@ async fn take(passage: &mut Passage, client: &TcpStream, peer: SocketAddr, spoke
         let now = Instant::now();
         let app = Arc::clone(&passage.app);
         let probe = |endpoint: &Arc<Endpoint>| crate::forward::probe(&worker, endpoint, app.settings.connect);
-        let mut ask = Ask::default();
+        let mut ask = Ask {
+            version: passage.call.version.clone(),
+            ..Ask::default()
+        };
         if let Some(plan) = &app.plan {
             plan.read_address(&mut ask, passage.ip);
         }
@@ -247,18 +283,25 @@ async fn take(passage: &mut Passage, client: &TcpStream, peer: SocketAddr, spoke
         passage.attempts += 1;
         let endpoint = Arc::clone(entered.endpoint());
         passage.entered = Some(entered);
-        match connect(&worker, &app, &endpoint, client, peer, spoken).await {
+        failure = match connect(&worker, &app, &endpoint, client, &passage.call).await {
             Ok(stream) => {
                 endpoint.worked();
                 return Ok(stream);
             }
             Err(Refused::ByClient) => return Err(Outcome::ClientGone),
-            Err(Refused::ByEndpoint) => {}
-        }
-        failure = Outcome::ConnectFailed;
+            Err(Refused::ByEndpoint) => {
+                let failure = Outcome::ConnectFailed;
+                crate::forward::left_out(&worker, &app, &endpoint, failure.as_str(), Instant::now());
+                failure
+            }
+            Err(Refused::Unanswered) => {
+                let failure = Outcome::Unanswered;
+                outcome::unanswered(&worker, &app, &endpoint, failure.as_str());
+                failure
+            }
+        };
         passage.entered = None;
         tried.add(endpoint.id, false);
-        crate::forward::left_out(&worker, &app, &endpoint, failure.as_str(), Instant::now());
     }
 }
 
@@ -266,16 +309,17 @@ async fn take(passage: &mut Passage, client: &TcpStream, peer: SocketAddr, spoke
 enum Refused {
     ByEndpoint,
     ByClient,
+    /// It closed on the client's first message. The message may be to blame, so that alone leaves no endpoint out.
+    Unanswered,
 }
 
-/// A connection to the endpoint, which knows by then who the client is if it wants to.
+/// A connection to the endpoint, which knows by then who the client is if it wants to, and has the client's first message.
 async fn connect(
     worker: &Worker,
     app: &App,
     endpoint: &Endpoint,
     client: &TcpStream,
-    peer: SocketAddr,
-    spoken: bool,
+    call: &Call,
 ) -> Result<TcpStream, Refused> {
     let within = app.settings.connect;
     worker.stats().connects.add(1);
@@ -286,19 +330,35 @@ async fn connect(
     };
     prepare(&stream);
     let version = app.settings.config.tcp.proxy_protocol;
+    let mut header = Vec::new();
     if version != ProxyProtocol::None {
-        let gateway = client.local_addr().map_err(|_| Refused::ByClient)?;
-        let header = greeting(version, peer, gateway);
-        // It fits every socket buffer.
-        let written = tokio::time::timeout(within, stream.write_all(&header)).await;
+        let to = match call.to {
+            Some(to) => to,
+            None => client.local_addr().map_err(|_| Refused::ByClient)?,
+        };
+        header = greeting(version, call.from, to);
+    }
+    for bytes in [&header, &call.first] {
+        // Both fit every socket buffer.
+        let written = tokio::time::timeout(within, stream.write_all(bytes)).await;
         if !matches!(written, Ok(Ok(()))) {
             return Err(Refused::ByEndpoint);
         }
     }
-    if !spoken {
+    if call.first.is_empty() {
         first_word(client, &stream, within).await?;
+    } else {
+        answered(&stream, within).await?;
     }
     Ok(stream)
+}
+
+/// Waits a moment for the answer to the client's first message. One that closes without a word has not taken the connection.
+async fn answered(endpoint: &TcpStream, within: Duration) -> Result<(), Refused> {
+    match tokio::time::timeout(within, endpoint.peek(&mut [0])).await {
+        Ok(Ok(1..)) | Err(_) => Ok(()),
+        Ok(Ok(0) | Err(_)) => Err(Refused::Unanswered),
+    }
 }
 
 /// Waits a moment for whoever speaks first. An accepted connection proves nothing (Docker's port proxy accepts for dead apps, then

@@ -37,6 +37,7 @@ enum Broken {
 }
 
 /// One direction.
+#[derive(Default)]
 struct Pipe {
     /// Read but not written.
     rest: Bytes,
@@ -46,15 +47,6 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn new(rest: Bytes) -> Self {
-        Self {
-            rest,
-            ended: false,
-            closed: false,
-            bytes: 0,
-        }
-    }
-
     /// Copies until there is nothing to read or no room to write; ready when the sender has ended and the receiver knows.
     fn poll(
         &mut self,
@@ -101,18 +93,16 @@ fn wrote(written: &io::Result<usize>) -> Result<usize, Broken> {
     }
 }
 
-/// Copies between the two. `before` is what the client has sent already; `moved` hears how many bytes came from the client and
-/// how many from the endpoint, as they move.
+/// Copies between the two. `moved` hears how many bytes came from the client and how many from the endpoint, as they move.
 pub(super) async fn splice(
     worker: &Worker,
     client: &mut TcpStream,
     endpoint: &mut TcpStream,
-    before: Bytes,
     idle: Duration,
     mut moved: impl FnMut(u64, u64),
 ) -> End {
-    let mut up = Pipe::new(before);
-    let mut down = Pipe::new(Bytes::new());
+    let mut up = Pipe::default();
+    let mut down = Pipe::default();
     let mut told = (0, 0);
     let look = (idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
     let mut timer = pin!(tokio::time::sleep(look));

@@ -19,6 +19,7 @@ mod http2_support;
 mod http2_tunnels;
 mod limits;
 mod operators;
+mod passthrough;
 mod proxy_protocol;
 mod replay;
 mod request_corpus;

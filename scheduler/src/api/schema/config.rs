@@ -41,6 +41,8 @@ pub(in crate::api) struct Tcp {
     /// The port at every gateway; 0: the platform chooses.
     port: Option<u16>,
     proxy_protocol: Option<ProxyProtocol>,
+    /// The app has a TLS certificate of its own: connections at the gateways' TLS port that name one of its hosts reach it untouched.
+    passthrough: Option<bool>,
 }
 
 #[derive(ToSchema)]

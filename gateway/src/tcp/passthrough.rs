@@ -1,0 +1,28 @@
+//! TLS passthrough: a client at the TLS port whose first message names an app that has a certificate of its own reaches it
+//! untouched. The gateway reads the message, and from then on only copies bytes.
+
+use std::sync::Arc;
+
+use model::config::Protocol;
+
+use crate::route::{self, Target};
+use crate::table::App;
+use crate::tls::hello::Hello;
+use crate::worker::Worker;
+
+/// The app that the client names and that wants its connections as they are, and the version that the name asks for.
+pub(crate) fn wanted(worker: &Worker, hello: &Hello) -> Option<(Arc<App>, Option<Box<str>>)> {
+    let name = hello.server_name()?;
+    let mut scratch = [0; 254];
+    let name = route::name(name.as_bytes(), &mut scratch).ok()?;
+    let (key, version) = match route::target(name, &worker.shared.config.domain) {
+        Target::App(app) => (app, None),
+        Target::Version { version, app } => (app, Some(version.into())),
+        Target::Domain(domain) if domain.contains('.') => (domain, None),
+        Target::Domain(_) => return None,
+    };
+    let app = worker.app(key)?;
+    let config = &app.settings.config;
+    let wants = config.protocol == Protocol::Tcp && config.tcp.passthrough;
+    wants.then_some((app, version))
+}
