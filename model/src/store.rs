@@ -138,6 +138,10 @@ pub trait InstanceStore: Send + Sync + std::fmt::Debug {
 /// reach another app (gateways resync every 5 minutes; twice that).
 pub const PORT_REST: Duration = Duration::from_secs(600);
 
+/// For this long after its rest a port is leased again only where its host has no other one, and then the one that was
+/// released first: a gateway may be cut off from the registry for longer than the rest.
+pub const PORT_SPARED: Duration = Duration::from_secs(24 * 3_600);
+
 /// Whether an app row is expected, and in which generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {

@@ -1,6 +1,6 @@
 //! Tokens, registry credentials, settings; the schema's check; and what is thrown away in time.
 
-use model::store::{RegistryCredentials, StoreError, Token};
+use model::store::{PORT_SPARED, RegistryCredentials, StoreError, Token};
 use model::{NewEvent, PlatformId, Timestamp};
 
 use super::apps::KEY_LIFE;
@@ -165,7 +165,7 @@ pub(super) async fn prune(
             let sql = "DELETE FROM app_claims WHERE until_at <= ?";
             gone += tx.execute(sql, &values![now]).await?.rows;
             let sql = "DELETE FROM resting_ports WHERE rest_until <= ?";
-            gone += tx.execute(sql, &values![now]).await?.rows;
+            gone += tx.execute(sql, &values![now.minus(PORT_SPARED)]).await?.rows;
             Ok(End::Commit(gone))
         })
     })

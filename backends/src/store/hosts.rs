@@ -1,6 +1,6 @@
 //! Hosts: the operator's fields. Reservations belong to placement and release.
 
-use model::store::{HostIntent, HostOutcome, HostWish, KeyUse, Outcome, StoreError};
+use model::store::{HostIntent, HostOutcome, HostWish, KeyUse, Outcome, PORT_SPARED, StoreError};
 use model::{Generation, Host, HostChange, HostName, NewEvent, Operation, Timestamp};
 
 use super::apps::{insert_operation, use_key};
@@ -104,7 +104,8 @@ async fn leave(tx: &mut Tx<'_>, name: &HostName, now: Timestamp) -> Result<HostO
     // A gateway that is cut off may still lead to them, whatever the host's name is next time.
     let sql = "REPLACE INTO resting_ports (address, port, rest_until) \
         SELECT ?, port, rest_until FROM host_ports WHERE host = ? AND rest_until > ?";
-    tx.execute(sql, &values![host.address.to_string(), name, now]).await?;
+    let values = values![host.address.to_string(), name, now.minus(PORT_SPARED)];
+    tx.execute(sql, &values).await?;
     tx.execute("DELETE FROM host_ports WHERE host = ?", &values![name])
         .await?;
     tx.execute("DELETE FROM hosts WHERE name = ?", &values![name]).await?;
@@ -128,13 +129,14 @@ async fn write(tx: &mut Tx<'_>, current: &Host, next: &Host) -> Result<bool, Fau
     Ok(tx.execute(sql, &values).await?.rows == 1)
 }
 
-/// Ports of the address of `host` that have not rested long enough since another host left them.
+/// Ports of the address of `host` that rest or are spared since another host left them.
 async fn go_on_resting(tx: &mut Tx<'_>, host: &Host) -> Result<(), Fault> {
     let address = host.address.to_string();
     let (first, last) = host.port_range;
     let sql = "INSERT INTO host_ports (host, port, instance, rest_until) SELECT ?, port, NULL, rest_until \
         FROM resting_ports WHERE address = ? AND port BETWEEN ? AND ? AND rest_until > ?";
-    tx.execute(sql, &values![&host.name, &address, first, last, host.created_at])
+    let spared = host.created_at.minus(PORT_SPARED);
+    tx.execute(sql, &values![&host.name, &address, first, last, spared])
         .await?;
     let sql = "DELETE FROM resting_ports WHERE address = ? AND port BETWEEN ? AND ?";
     tx.execute(sql, &values![&address, first, last]).await?;

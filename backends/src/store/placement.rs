@@ -4,9 +4,10 @@
 //! state through), then the hosts are locked in the order of their names, so that placements never wait for each
 //! other in a circle. While a host's row is locked nobody else leases its ports.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use model::store::{Pick, PlaceOutcome, Placing, RefusedBecause, StoreError};
+use model::store::{PORT_SPARED, Pick, PlaceOutcome, Placing, RefusedBecause, StoreError};
 use model::{EventKind, Generation, Host, HostName, Instance, InstanceId, InstanceState, NewEvent, Timestamp};
 use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
@@ -121,7 +122,7 @@ fn fit<'a>(hosts: &BTreeMap<HostName, Host>, picks: &'a [Pick]) -> (BTreeMap<&'a
 }
 
 /// Finds a free port for each, as far as there are any: drawn at random and looked up; where that keeps failing
-/// (a nearly full range) from what is left of the whole range.
+/// (a nearly full range) from what is left of the whole range, spared ports last.
 async fn lease_ports(
     tx: &mut Tx<'_>,
     hosts: &BTreeMap<HostName, Host>,
@@ -135,7 +136,7 @@ async fn lease_ports(
             placeholders(1, run.len())
         );
         let mut values: Vec<Value<'_>> = run.iter().map(|name| Value::from(*name)).collect();
-        values.push(now.into());
+        values.push(now.minus(PORT_SPARED).into());
         tx.execute(sql, &values).await?;
     }
     for _ in 0..DRAWS {
@@ -179,16 +180,26 @@ async fn lease_ports(
         if fitting.iter().all(|f| f.port.is_some()) {
             continue;
         }
-        let leased = tx
+        let known = tx
             .list::<HostPort>("FROM host_ports WHERE host = ?", &values![*name])
             .await?;
-        let mut taken: HashSet<u16> = leased.into_iter().map(|row| row.port).collect();
+        let mut taken: HashSet<u16> = known.iter().map(|row| row.port).collect();
         taken.extend(fitting.iter().filter_map(|f| f.port));
         let (first, last) = hosts.get(*name).map_or((1, 0), |host| host.port_range);
         let mut free: Vec<u16> = (first..=last).filter(|port| !taken.contains(port)).collect();
         free.shuffle(&mut rand::rng());
+        let mut spared: Vec<HostPort> = known;
+        spared.retain(|row| !row.leased && row.rest_until <= now && (first..=last).contains(&row.port));
+        spared.sort_unstable_by_key(|row| Reverse(row.rest_until));
         for f in fitting.iter_mut().filter(|f| f.port.is_none()) {
             f.port = free.pop();
+            if f.port.is_none()
+                && let Some(HostPort { host, port, .. }) = spared.pop()
+            {
+                let sql = "DELETE FROM host_ports WHERE host = ? AND port = ?";
+                tx.execute(sql, &values![&host, port]).await?;
+                f.port = Some(port);
+            }
         }
     }
     Ok(())

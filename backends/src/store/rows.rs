@@ -336,19 +336,23 @@ impl Stored for InstanceFigures {
     }
 }
 
-/// A leased or resting port.
+/// A leased, resting or spared port.
 pub(super) struct HostPort {
     pub(super) host: HostName,
     pub(super) port: u16,
+    pub(super) leased: bool,
+    pub(super) rest_until: Timestamp,
 }
 
 impl Stored for HostPort {
-    const COLUMNS: &'static str = "host, port";
+    const COLUMNS: &'static str = "host, port, instance, rest_until";
 
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         Ok(Self {
             host: c.id()?,
             port: c.int()?,
+            leased: c.text_or_null()?.is_some(),
+            rest_until: c.time()?,
         })
     }
 }

@@ -68,6 +68,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         placement::a_changed_app_is_a_conflict,
         placement::eight_placers_never_overbook,
         placement::ports_rest,
+        placement::ports_are_spared,
         placement::ports_rest_though_their_host_goes_and_comes_back,
         placement::weights_never_outgrow_their_column,
         placement::a_nearly_full_range_is_used_up,

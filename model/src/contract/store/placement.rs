@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::InstanceState;
-use crate::store::{InstanceFilter, PORT_REST, RefusedBecause};
+use crate::store::{InstanceFilter, PORT_REST, PORT_SPARED, RefusedBecause};
 
 pub(super) async fn placed_instances_hold_host_and_port((store, other): Handles) {
     add_host(&*store, host("h1", 1_000)).await;
@@ -256,6 +256,33 @@ pub(super) async fn ports_rest((store, _): Handles) {
         .await
         .expect("an answer");
     assert!(matches!(outcome, PlaceOutcome::Placed { refused, .. } if refused[0].1 == RefusedBecause::NoPort));
+}
+
+/// Beyond its rest a port is leased again only where there is no other, the one that was released first at first.
+pub(super) async fn ports_are_spared((store, _): Handles) {
+    let mut three_ports = host("h1", 1_000);
+    three_ports.port_range = (20_000, 20_002);
+    add_host(&*store, three_ports).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let place = async |now| placed(&*store, &app.id, vec![pick("h1", 10)], now).await.remove(0);
+    let (first, second) = (place(T).await, place(T).await);
+    moved(&*store, &second, InstanceChange::Stopped, T).await;
+    moved(&*store, &first, InstanceChange::Stopped, seconds(1)).await;
+
+    let rested = seconds(1).plus(PORT_REST);
+    let third = place(rested).await;
+    assert!(![first.port, second.port].contains(&third.port), "one that nobody had");
+    let again = place(rested).await;
+    assert_eq!(again.port, second.port, "then the one that was released first");
+    assert_eq!(place(rested).await.port, first.port);
+    moved(&*store, &third, InstanceChange::Stopped, rested).await;
+    let later = rested.plus(PORT_REST);
+    moved(&*store, &again, InstanceChange::Stopped, later).await;
+
+    // After that time nothing sets them apart.
+    let long = later.plus(PORT_REST).plus(PORT_SPARED);
+    let ports = HashSet::from([place(long).await.port, place(long).await.port]);
+    assert_eq!(ports, HashSet::from([again.port, third.port]));
 }
 
 pub(super) async fn a_nearly_full_range_is_used_up((store, _): Handles) {
