@@ -200,6 +200,15 @@ impl ZooKeeper {
     pub fn writer(&self, chroot: &str) -> ZooKeeperWriter {
         ZooKeeperWriter::new(Address::parse(&self.url(chroot)).expect("sound"), quick())
     }
+
+    /// Both, with sessions as they are by default: for what has nothing to do with lost ones.
+    pub fn patient(&self, chroot: &str) -> (ZooKeeperReader, ZooKeeperWriter) {
+        let address = Address::parse(&self.url(chroot)).expect("sound");
+        (
+            ZooKeeperReader::new(address.clone(), Options::default()),
+            ZooKeeperWriter::new(address, Options::default()),
+        )
+    }
 }
 
 fn scratch() -> (PathBuf, Child) {
