@@ -25,6 +25,12 @@ pub(crate) enum ClientBody {
     Http2(StreamBody),
 }
 
+impl From<Incoming> for ClientBody {
+    fn from(body: Incoming) -> Self {
+        Self::Http1(body)
+    }
+}
+
 impl Body for ClientBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -370,7 +376,10 @@ impl Body for ResponseBody {
         let this = self.get_mut();
         let mut item = match &mut this.source {
             Source::Own(bytes) => bytes.take().map(|b| Ok(Frame::data(b))),
-            Source::Upstream(body) => ready!(Pin::new(body).poll_frame(cx)),
+            Source::Upstream(body) => ready!(match this.flight.as_ref().and_then(|f| f.line()) {
+                Some(line) => line.muted(body, |body| Pin::new(body).poll_frame(cx), Body::is_end_stream),
+                None => Pin::new(body).poll_frame(cx),
+            }),
         };
         match &mut item {
             Some(Ok(frame)) => {

@@ -1,16 +1,20 @@
 //! Who is at the other end of a connection, and its socket.
 
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::ear::Ear;
 use crate::exchange::{Exchange, Phase};
 use crate::stream::Stream;
+use crate::table::App;
 
 /// The peer of one connection.
 pub(crate) struct Client {
@@ -24,11 +28,47 @@ pub(crate) struct Client {
     pub(crate) https: bool,
     /// Its X-Forwarded-* are believed.
     pub(crate) trusted: bool,
+    /// What it asked for last.
+    pub(crate) last: LastHost,
+}
+
+/// The host that a client asked for last, and its app.
+#[derive(Default)]
+pub(crate) struct LastHost(RefCell<Option<Known>>);
+
+struct Known {
+    /// As it came.
+    host: Vec<u8>,
+    app: Arc<App>,
+    /// The table that says so.
+    table: u64,
+}
+
+impl LastHost {
+    /// The app, if `host` is the last one and the table is still the same.
+    #[inline]
+    pub(crate) fn app(&self, host: &[u8], table: u64) -> Option<Arc<App>> {
+        match &*self.0.borrow() {
+            Some(known) if known.table == table && known.host == host => Some(Arc::clone(&known.app)),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn remember(&self, host: &[u8], app: &Arc<App>, table: u64) {
+        let (host, app) = (host.to_vec(), Arc::clone(app));
+        self.0.replace(Some(Known { host, app, table }));
+    }
+
+    /// Gives back what it holds.
+    pub(crate) fn forget(&self) {
+        self.0.replace(None);
+    }
 }
 
 /// The socket of a connection that serves one request after the other, with bytes that were read before, counting what moves.
 pub(crate) struct Socket {
     stream: Stream,
+    ear: Ear,
     before: Bytes,
     exchange: Rc<Exchange>,
 }
@@ -37,6 +77,7 @@ impl Socket {
     pub(crate) fn new(stream: Stream, before: Bytes, exchange: Rc<Exchange>) -> Self {
         Self {
             stream,
+            ear: Ear::new(),
             before,
             exchange,
         }
@@ -56,7 +97,12 @@ impl AsyncRead for Socket {
             return Poll::Ready(Ok(()));
         }
         let filled = buf.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let Self { stream, ear, .. } = &mut *self;
+        let result = match stream {
+            Stream::Plain(socket) => ear.poll_read(socket, cx, buf),
+            // A read may wait for something to be written.
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
         if buf.filled().len() > filled {
             self.exchange.moved();
             if self.exchange.phase.get() == Phase::Idle {

@@ -17,7 +17,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::answer;
-use crate::body::ClientBody;
 use crate::client::{Client, Socket};
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
@@ -66,6 +65,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: Stream,
                 return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
             }
             Done::Parked(stream, before) => {
+                exchange.client.last.forget();
                 if before.is_empty() && !parked(worker, &stream).await {
                     return stream.close().await;
                 }
@@ -128,10 +128,7 @@ async fn serve(
     let socket = Socket::new(stream, before, Rc::clone(exchange));
     let service = {
         let (worker, exchange) = (Rc::clone(worker), Rc::clone(exchange));
-        service_fn(move |request: Request<Incoming>| {
-            let request = request.map(ClientBody::Http1);
-            forward::serve(Rc::clone(&worker), Rc::clone(&exchange), request)
-        })
+        service_fn(move |request: Request<Incoming>| forward::serve(Rc::clone(&worker), Rc::clone(&exchange), request))
     };
     let mut connection = worker.front.serve_connection(TokioIo::new(socket), service);
     let mut watch = Watch::new(Instant::now(), begun);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::client::Client;
+use crate::client::{Client, LastHost};
 use crate::config::plain;
 use crate::limit::OneConnection;
 use crate::stream::Stream;
@@ -138,6 +138,7 @@ fn admit(worker: &Worker, ip: IpAddr, port: HeaderValue, https: bool) -> Option<
         port,
         https,
         trusted,
+        last: LastHost::default(),
     };
     Some((Rc::new(client), slot))
 }

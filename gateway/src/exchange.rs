@@ -243,6 +243,7 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::LastHost;
 
     const LIMITS: Limits = Limits {
         head: Duration::from_secs(10),
@@ -259,6 +260,7 @@ mod tests {
             port: value,
             https: false,
             trusted: false,
+            last: LastHost::default(),
         }))
     }
 

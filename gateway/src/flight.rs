@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Method, Uri};
 
-use crate::access_log::Line;
+use crate::access_log;
 use crate::answer::Reason;
 use crate::body::BodyState;
 use crate::eject::Entered;
 use crate::exchange::Exchange;
+use crate::line::Line;
 use crate::pool::Sender;
 use crate::table::App;
 use crate::worker::Worker;
@@ -114,6 +115,15 @@ impl Flight {
         self.sender = Some(sender);
     }
 
+    /// The HTTP/1.1 connection that is kept.
+    #[inline]
+    pub(crate) fn line(&self) -> Option<&Line> {
+        match &self.sender {
+            Some(Sender::Http1(http1)) => Some(&http1.line),
+            _ => None,
+        }
+    }
+
     /// The answer came whole.
     pub(crate) fn upstream_done(&mut self) {
         self.whole = true;
@@ -145,7 +155,7 @@ impl Flight {
         let at = self.entered.as_ref().map(|e| Arc::clone(e.endpoint()));
         let (host, request_id) = (text(&fields.host), text(&fields.request_id));
         let traceparent = text(&fields.traceparent);
-        let line = Line {
+        let line = access_log::Line {
             ts: model::Timestamp::now(),
             protocol: if self.exchange.http2 { "HTTP/2" } else { "HTTP/1.1" },
             method: fields.method.as_str(),

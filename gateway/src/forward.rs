@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use crate::answer::{self, Reason, Shape};
 use crate::balance::{Ask, Tried, Unpicked};
 use crate::body::{BodyState, ClientBody, Progress, RequestBody, ResponseBody};
+use crate::client::Client;
 use crate::eject::Endpoint;
 use crate::exchange::{Exchange, Phase};
 use crate::flight::{Flight, LogFields};
@@ -31,7 +33,7 @@ use crate::trace;
 use crate::upgrade::Tunnel;
 use crate::upstream::{self, Call, How, Outcome, Sent};
 use crate::websocket;
-use crate::worker::Worker;
+use crate::worker::{RequestId, Worker};
 
 /// An answer of the gateway's own instead of an app's.
 struct Refusal {
@@ -52,11 +54,10 @@ impl From<Reason> for Refusal {
     }
 }
 
-/// A request that may go to its app.
+/// What is known of a request that may go to its app.
 struct Admitted {
     app: Arc<App>,
     ask: Ask,
-    request: Request<RequestBody>,
     /// As it came, for the case that it is sent again.
     copy: Copy,
     /// It may be sent again although an app may have seen it.
@@ -65,17 +66,30 @@ struct Admitted {
 }
 
 /// Answers one request; never fails.
-pub(crate) async fn serve(
+pub(crate) async fn serve<B: Into<ClientBody>>(
     worker: Rc<Worker>,
     exchange: Rc<Exchange>,
-    request: Request<ClientBody>,
+    request: Request<B>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let started = Instant::now();
     exchange.begin();
     let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&exchange), started);
     let mut shape = Shape::default();
-    let outcome = match admit(&mut flight, request, &mut shape) {
-        Ok(admitted) => attempt(&mut flight, admitted).await,
+    let (mut parts, body) = request.into_parts();
+    let outcome = match admit(&mut flight, &mut parts, body.into(), &mut shape) {
+        Ok(mut admitted) => {
+            let body = body_of(&flight).unwrap_or_else(RequestBody::empty);
+            let mut next = Some(Request::from_parts(parts, body));
+            if let (Some(hints), Some(request)) = (&exchange.hints, &mut next) {
+                hints.hear(request);
+            }
+            let outcome = attempt(&mut flight, &mut admitted, &mut next).await;
+            if let Some(body) = &flight.body {
+                body.settle();
+            }
+            worker.give_back(admitted.copy.into_spare());
+            outcome.map_err(Refusal::from)
+        }
         Err(refusal) => Err(refusal),
     };
     let mut response = match outcome {
@@ -113,9 +127,8 @@ pub(crate) async fn serve(
     Ok(response)
 }
 
-/// Everything that is decided before an endpoint is asked.
-fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -> Result<Admitted, Refusal> {
-    let (mut parts, body) = request.into_parts();
+/// Everything that is decided before an endpoint is asked. `parts` become what it is asked, but for the body.
+fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut Shape) -> Result<Admitted, Refusal> {
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
     let shared = &worker.shared;
     // What comes after an answer that did not wait for the body is no request.
@@ -125,12 +138,13 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     *shape = seen.shape();
     let given_id = seen.request_id.filter(|v| headers::sound_id(v));
     let made_id = given_id.is_none().then(|| worker.request_id());
+    let bad_id = given_id.is_none() && seen.request_id.is_some();
     if shared.log.is_some() {
         flight.log = Some(Box::new(LogFields {
             method: parts.method.clone(),
             uri: parts.uri.clone(),
             host: seen.host.cloned(),
-            request_id: made_id.clone().or_else(|| given_id.cloned()),
+            request_id: made_id.map(RequestId::value).or_else(|| given_id.cloned()),
             traceparent: None,
         }));
     }
@@ -160,19 +174,8 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
         return Err(Reason::Denied.into());
     }
 
-    let mut scratch = [0; 254];
-    let name = route::name(host.as_bytes(), &mut scratch).map_err(|_| Reason::BadHost)?;
     let mut ask = Ask::default();
-    let key = match route::target(name, &shared.config.domain) {
-        Target::App(app) => app,
-        Target::Version { version, app } => {
-            ask.version = Some(version.into());
-            app
-        }
-        Target::Domain(domain) if domain.contains('.') => domain,
-        Target::Domain(_) => return Err(Reason::UnknownApp.into()),
-    };
-    let app = worker.app(key).ok_or(Reason::UnknownApp)?;
+    let app = app_of(&worker, &exchange.client, &host, &mut ask)?;
     let settings = Arc::clone(&app.settings);
     // What does not speak HTTP is no host here: a request must not become commands of another protocol.
     if settings.config.protocol == Protocol::Tcp {
@@ -195,8 +198,10 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
             location: None,
         });
     }
+    let mut scratch = route::SCRATCH;
     if settings.config.redirect_https
         && !exchange.client.https
+        && let Ok(name) = route::name(host.as_bytes(), &mut scratch)
         && let Some(location) = redirect::target(shared, &exchange.client, &parts.headers, name, &parts.uri)
     {
         return Err(Refusal {
@@ -237,9 +242,14 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
             && matches!(parts.method, Method::GET | Method::HEAD)
             && settings.config.protocol == Protocol::Http
             && body.size_hint().exact().is_none(),
+        bad_id,
     };
     if absolute {
-        parts.uri = parts.uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
+        parts.uri = std::mem::take(&mut parts.uri)
+            .into_parts()
+            .path_and_query
+            .map(Uri::from)
+            .unwrap_or_default();
     }
     if let Some(log) = &mut flight.log {
         log.traceparent = trace::parent(&mut parts.headers, log.request_id.as_ref());
@@ -249,22 +259,40 @@ fn admit(flight: &mut Flight, request: Request<ClientBody>, shape: &mut Shape) -
     if has_body {
         flight.body = Some(BodyState::new(body, settings.max_body, exchange));
     }
-    let body = body_of(flight).unwrap_or_else(RequestBody::empty);
-    // A request of its own: extensions of the front connection must not reach the upstream one.
-    let mut request = Request::new(body);
-    *request.method_mut() = parts.method;
-    *request.uri_mut() = parts.uri;
-    *request.headers_mut() = parts.headers;
-    if let Some(hints) = &flight.exchange().hints {
-        hints.hear(&mut request);
-    }
+    // The front connection's must not reach the upstream one.
+    parts.extensions.clear();
+    parts.version = Version::HTTP_11;
     Ok(Admitted {
         app,
         ask,
-        request,
         copy,
         repeatable,
         rules,
+    })
+}
+
+/// The app that the host names. Clients go on asking for the same one, so the last one is at hand.
+fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -> Result<Arc<App>, Reason> {
+    worker.with_table(|table| {
+        if let Some(app) = client.last.app(host.as_bytes(), table.made) {
+            return Ok(app);
+        }
+        let mut scratch = route::SCRATCH;
+        let name = route::name(host.as_bytes(), &mut scratch).map_err(|_| Reason::BadHost)?;
+        let key = match route::target(name, &worker.shared.config.domain) {
+            Target::App(app) => app,
+            Target::Version { version, app } => {
+                ask.version = Some(version.into());
+                app
+            }
+            Target::Domain(domain) if domain.contains('.') => domain,
+            Target::Domain(_) => return Err(Reason::UnknownApp),
+        };
+        let app = table.get(key).ok_or(Reason::UnknownApp)?;
+        if ask.version.is_none() {
+            client.last.remember(host.as_bytes(), app, table.made);
+        }
+        Ok(Arc::clone(app))
     })
 }
 
@@ -291,17 +319,20 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
 }
 
 /// Asks one endpoint after the other until one answers, or it would be wrong to go on.
-async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Response<ResponseBody>, Refusal> {
+async fn attempt(
+    flight: &mut Box<Flight>,
+    admitted: &mut Admitted,
+    next: &mut Option<Request<RequestBody>>,
+) -> Result<Response<ResponseBody>, Reason> {
     let Admitted {
-        mut app,
+        app,
         ask,
-        request,
         copy,
         repeatable,
         rules,
     } = admitted;
+    let repeatable = *repeatable;
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
-    let mut next = Some(request);
     let mut answer = None;
     let mut tried = Tried::default();
     let mut only_new = false;
@@ -309,23 +340,23 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
     let mut failure = Reason::NoEndpoints;
     let mut now = flight.started;
 
-    let result = loop {
+    loop {
         let probe = |endpoint: &Arc<Endpoint>| probe(&worker, endpoint, app.settings.connect);
-        let entered = match app.pick(&ask, &tried, worker.shared.clock, now, probe) {
+        let entered = match app.pick(ask, &tried, worker.shared.clock, now, probe) {
             Ok(entered) => entered,
-            Err(Unpicked::Full) => break Err(Reason::Overloaded),
+            Err(Unpicked::Full) => return Err(Reason::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
             Err(Unpicked::None) => match worker.app(app.shared.id.as_str()) {
-                Some(newer) if !Arc::ptr_eq(&newer, &app) => {
-                    app = newer;
+                Some(newer) if !Arc::ptr_eq(&newer, app) => {
+                    *app = newer;
                     continue;
                 }
-                _ => break Err(failure),
+                _ => return Err(failure),
             },
         };
         // One try on a new connection after a kept one is free: it says nothing about the app, and happens once.
-        if !tried.is_empty() && !std::mem::take(&mut free) && !may_go_on(flight, &worker, &app, now) {
-            break Err(failure);
+        if !tried.is_empty() && !std::mem::take(&mut free) && !may_go_on(flight, &worker, app, now) {
+            return Err(failure);
         }
         flight.attempts += 1;
         flight.hold(entered);
@@ -335,17 +366,17 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         }
         if next.is_none() {
             let Some(body) = body_of(flight) else {
-                break Err(failure);
+                return Err(failure);
             };
             let mut again = copy.request(body);
             rules.apply(again.headers_mut(), &exchange.client);
-            next = Some(again);
+            *next = Some(again);
         }
         let call = Call {
             worker: &worker,
             exchange: &exchange,
-            app: &app,
-            request: &mut next,
+            app,
+            request: next,
             answer: &mut answer,
             how: How { only_new, repeatable },
         };
@@ -353,11 +384,11 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
         let again = match sent {
             Sent::Answer => {
                 flight.upstream = now.elapsed().saturating_sub(flight.connect.get());
-                let mut accepted = accept(flight, answer.take(), sender, &rules);
+                let mut accepted = accept(flight, answer.take(), sender, rules);
                 if let Some(plan) = &app.plan {
-                    outcome::answered(flight, &app, plan, &ask, &mut accepted);
+                    outcome::answered(flight, app, plan, ask, &mut accepted);
                 }
-                break accepted;
+                return accepted;
             }
             Sent::Unsent | Sent::Refused => {
                 failure = Reason::ConnectFailed;
@@ -371,35 +402,30 @@ async fn attempt(flight: &mut Box<Flight>, admitted: Admitted) -> Result<Respons
                 failure = Reason::BadAnswer;
                 false
             }
-            Sent::Expired if exchange.body_open.get() => break Err(Reason::RequestTimeout),
+            Sent::Expired if exchange.body_open.get() => return Err(Reason::RequestTimeout),
             Sent::Expired => {
                 failure = Reason::UpstreamTimeout;
                 false
             }
         };
         if let Some(reason) = body_failure(flight) {
-            break Err(reason);
+            return Err(reason);
         }
         if !again {
             // That a kept connection ended says nothing about the endpoint.
             if !(kept && failure == Reason::UpstreamClosed) {
-                outcome::no_answer(flight, &worker, &app, failure);
+                outcome::no_answer(flight, &worker, app, failure);
             }
-            break Err(failure);
+            return Err(failure);
         }
         // An accepted connection proves nothing (Docker's port proxy accepts for dead apps): an end before the first byte of
         // an answer counts as a failed connect, except on a kept connection, which may just have been too old. Then the
         // same endpoint may be tried once more, on a new one.
         now = Instant::now();
-        failed(flight, &worker, &app, &mut tried, kept, failure, now);
+        failed(flight, &worker, app, &mut tried, kept, failure, now);
         free = kept;
         only_new |= free;
-    };
-    if let Some(body) = &flight.body {
-        body.settle();
     }
-    worker.give_back(copy.into_spare());
-    result.map_err(Refusal::from)
 }
 
 /// Whether a further endpoint may be tried: there is time left, and the retry budget allows it.
@@ -488,14 +514,13 @@ fn accept(
     if upgraded && !headers::switches_as_asked(rules.upgrade.as_ref(), response.headers()) {
         return Err(Reason::BadUpgrade);
     }
-    if !headers::sound_encoding(response.headers()) {
+    let mut response = response.map(ResponseBody::upstream);
+    *response.version_mut() = Version::HTTP_11;
+    if !headers::rewrite_answer(response.headers_mut(), upgraded) {
         return Err(Reason::BadAnswer);
     }
     if let (Some(sender), false) = (sender, upgraded) {
         flight.keep(sender);
     }
-    let mut response = response.map(ResponseBody::upstream);
-    *response.version_mut() = Version::HTTP_11;
-    headers::rewrite_answer(response.headers_mut(), upgraded);
     Ok(response)
 }

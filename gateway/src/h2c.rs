@@ -134,7 +134,12 @@ impl Lines {
 pub(crate) struct Shared(RefCell<HashMap<u64, Rc<Lines>, ahash::RandomState>>);
 
 impl Shared {
-    /// A place on a connection to `endpoint`, and whether the connection was there already. `connect` makes a socket.
+    /// A place on a connection to `endpoint` that is there already.
+    pub(crate) fn place(&self, endpoint: u64) -> Option<Stream> {
+        self.0.borrow().get(&endpoint)?.place()
+    }
+
+    /// The same, or on a new connection; whether the connection was there already. `connect` makes a socket.
     pub(crate) async fn take(
         &self,
         endpoint: u64,
@@ -143,9 +148,6 @@ impl Shared {
         connect: impl Future<Output = Option<TcpStream>>,
     ) -> Option<(Stream, bool)> {
         let lines = Rc::clone(self.0.borrow_mut().entry(endpoint).or_default());
-        if let Some(stream) = lines.place() {
-            return Some((stream, true));
-        }
         let failures = lines.failures.get();
         let _dialling = lines.dialling.lock().await;
         if let Some(stream) = lines.place() {

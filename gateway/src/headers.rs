@@ -11,8 +11,9 @@ use crate::answer::Shape;
 use crate::client::Client;
 use crate::config::plain;
 use crate::limit::Networks;
+use crate::worker::RequestId;
 
-pub(crate) use back::{clean_trailers, rewrite_answer, sound_encoding, switches_as_asked};
+pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -255,10 +256,12 @@ pub(crate) struct Rules {
     pub(crate) absolute: bool,
     /// The protocol that the request may become a tunnel for.
     pub(crate) upgrade: Option<HeaderValue>,
-    /// A request id made here.
-    pub(crate) id: Option<HeaderValue>,
     /// The request has a body of unknown length although its method rarely has one: that has to be said.
     pub(crate) chunked: bool,
+    /// A request id made here.
+    pub(crate) id: Option<RequestId>,
+    /// The client has sent one too, which can't be passed on.
+    pub(crate) bad_id: bool,
 }
 
 impl Rules {
@@ -323,8 +326,10 @@ impl Rules {
         {
             headers.append(header::FORWARDED, element);
         }
-        if let Some(id) = &self.id {
-            headers.insert(X_REQUEST_ID, id.clone());
+        match self.id {
+            Some(id) if self.bad_id => drop(headers.insert(X_REQUEST_ID, id.value())),
+            Some(id) => drop(headers.append(X_REQUEST_ID, id.value())),
+            None => {}
         }
         if self.absolute {
             headers.insert(header::HOST, self.host.clone());
@@ -372,6 +377,7 @@ pub(crate) fn sound_id(value: &HeaderValue) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::client::LastHost;
 
     pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -392,6 +398,7 @@ pub(crate) mod tests {
             port: HeaderValue::from_static("8080"),
             https: false,
             trusted,
+            last: LastHost::default(),
         }
     }
 
@@ -404,6 +411,7 @@ pub(crate) mod tests {
             upgrade: (upgrade && facts.wants_upgrade()).then(|| headers[header::UPGRADE].clone()),
             id: None,
             chunked: false,
+            bad_id: false,
             facts,
         };
         rules.apply(&mut headers, &client(trusted));

@@ -43,7 +43,9 @@ impl Hints {
         self.waker.register(cx.waker());
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for (status, mut fields) in waiting {
-            headers::rewrite_answer(&mut fields, false);
+            if !headers::rewrite_answer(&mut fields, false) {
+                continue;
+            }
             let mut interim = Response::new(());
             *interim.status_mut() = status;
             *interim.headers_mut() = fields;

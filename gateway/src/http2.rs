@@ -170,7 +170,8 @@ where
                     let slot = streams.open(&exchange);
                     worker.stats().http2_requests.add(1);
                     let worker = Rc::clone(worker);
-                    tokio::task::spawn_local(http2_stream::run(worker, exchange, slot, request, respond));
+                    // Boxed, since the runtime moves a task's future several times.
+                    tokio::task::spawn_local(Box::pin(http2_stream::run(worker, exchange, slot, request, respond)));
                     continue;
                 }
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(error)),

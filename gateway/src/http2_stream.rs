@@ -38,15 +38,14 @@ pub(crate) async fn run(
 ) {
     let (mut parts, stream) = request.into_parts();
     let head_only = parts.method == Method::HEAD;
-    let socket = normalise(&mut parts) && websocket::from_connect(&mut parts, rand::random());
+    let fields = Fields::of(&parts.headers);
+    let plain = normalise(&mut parts, &fields);
+    let socket = plain && parts.method == Method::CONNECT && websocket::from_connect(&mut parts, rand::random());
     let (body, mut tunnel) = if socket {
         (ClientBody::None, Some(stream))
     } else {
-        let continues = parts.headers.contains_key(header::EXPECT);
-        (
-            ClientBody::Http2(StreamBody::new(stream, &parts.headers, continues, Rc::clone(&exchange))),
-            None,
-        )
+        let body = StreamBody::new(stream, &fields, Rc::clone(&exchange));
+        (ClientBody::Http2(body), None)
     };
     let request = Request::from_parts(parts, body);
     let Ok(mut response) = asked(&worker, &exchange, request, &mut respond).await else {
@@ -71,7 +70,7 @@ pub(crate) async fn run(
                     receive,
                     rest: Bytes::new(),
                 };
-                upgrade::run(&worker, stream, Bytes::new(), switched).await;
+                Box::pin(upgrade::run(&worker, stream, Bytes::new(), switched)).await;
             }
         }
         _ => {
@@ -82,31 +81,60 @@ pub(crate) async fn run(
     exchange.stop();
 }
 
+/// What one pass over a request's fields found.
+#[derive(Default)]
+struct Fields {
+    host: bool,
+    /// Lines of Cookie and of Content-Length.
+    cookies: usize,
+    lengths: usize,
+    /// The last Content-Length.
+    length: Option<u64>,
+    /// The client waits to be told to go on.
+    continues: bool,
+}
+
+impl Fields {
+    fn of(headers: &HeaderMap) -> Self {
+        let mut fields = Self::default();
+        for (name, value) in headers {
+            match name.as_str().len() {
+                4 if *name == header::HOST => fields.host = true,
+                6 if *name == header::COOKIE => fields.cookies += 1,
+                6 if *name == header::EXPECT => fields.continues = true,
+                14 if *name == header::CONTENT_LENGTH => {
+                    fields.lengths += 1;
+                    fields.length = value.to_str().ok().and_then(|l| l.parse().ok());
+                }
+                _ => {}
+            }
+        }
+        fields
+    }
+}
+
 /// Makes the target and the fields what an HTTP/1 request has: the authority as Host, one Cookie, one Content-Length. What is
 /// wrong is left so that it is refused where all requests are looked at. `false`: refused for sure.
-fn normalise(parts: &mut Parts) -> bool {
+fn normalise(parts: &mut Parts, fields: &Fields) -> bool {
     let plain = matches!(parts.uri.scheme_str(), None | Some("http" | "https"));
     if let Some(authority) = parts.uri.authority() {
         let authority = HeaderValue::from_str(authority.as_str()).unwrap_or(HeaderValue::from_static("@"));
-        match parts.headers.entry(header::HOST) {
-            header::Entry::Vacant(entry) => {
-                entry.insert(authority);
-            }
-            // Both have to name the same (RFC 9113 8.3.1); two hosts are refused.
-            header::Entry::Occupied(mut entry) => {
-                let same = |v: &HeaderValue| v.as_bytes().eq_ignore_ascii_case(authority.as_bytes());
-                if !entry.iter().all(same) {
-                    entry.append(authority);
-                }
-            }
+        // Both have to name the same (RFC 9113 8.3.1); two hosts are refused.
+        let same = |v: &HeaderValue| v.as_bytes().eq_ignore_ascii_case(authority.as_bytes());
+        if !fields.host || !parts.headers.get_all(header::HOST).iter().all(same) {
+            parts.headers.append(header::HOST, authority);
         }
     }
     if plain && parts.uri.authority().is_some() {
         let uri = std::mem::take(&mut parts.uri);
         parts.uri = uri.into_parts().path_and_query.map(Uri::from).unwrap_or_default();
     }
-    join_cookies(&mut parts.headers);
-    if let Some(length) = parts.headers.get(header::CONTENT_LENGTH).cloned() {
+    if fields.cookies > 1 {
+        join_cookies(&mut parts.headers);
+    }
+    if fields.lengths > 1
+        && let Some(length) = parts.headers.get(header::CONTENT_LENGTH).cloned()
+    {
         // The library has refused those that differ.
         parts.headers.insert(header::CONTENT_LENGTH, length);
     }
@@ -115,10 +143,6 @@ fn normalise(parts: &mut Parts) -> bool {
 
 /// Cookies may come in crumbs, which HTTP/1 does not know (RFC 9113 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
-    let mut crumbs = headers.get_all(header::COOKIE).iter();
-    if crumbs.next().is_none() || crumbs.next().is_none() {
-        return;
-    }
     let crumbs: Vec<&[u8]> = headers
         .get_all(header::COOKIE)
         .iter()
@@ -172,24 +196,34 @@ async fn answer(
     let bodiless = head_only || matches!(head.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let end = bodiless || body.is_end_stream();
     let fields = head.headers_mut();
-    // Of the gateway's own answers; an app's have lost it.
-    fields.remove(header::CONNECTION);
-    if let header::Entry::Vacant(date) = fields.entry(header::DATE) {
-        date.insert(worker.date());
+    let (mut connection, mut date, mut length) = (false, false, false);
+    for name in fields.keys() {
+        match name.as_str().len() {
+            4 => date |= *name == header::DATE,
+            10 => connection |= *name == header::CONNECTION,
+            14 => length |= *name == header::CONTENT_LENGTH,
+            _ => {}
+        }
     }
-    if let (false, Some(length)) = (bodiless, body.size_hint().exact())
-        && let header::Entry::Vacant(entry) = fields.entry(header::CONTENT_LENGTH)
-    {
-        entry.insert(length.into());
+    if connection {
+        // Of the gateway's own answers; an app's have lost it.
+        fields.remove(header::CONNECTION);
+    }
+    if !date {
+        fields.append(header::DATE, worker.date());
+    }
+    if let (false, false, Some(exact)) = (length, bodiless, body.size_hint().exact()) {
+        fields.append(header::CONTENT_LENGTH, exact.into());
     }
     let mut send = respond.send_response(head, end).map_err(|_| Gone)?;
     if end {
         return Ok(());
     }
     loop {
-        let next = poll_fn(|cx| match over(exchange, &mut send, cx) {
-            Poll::Ready(gone) => Poll::Ready(Err(gone)),
-            Poll::Pending => body.as_mut().poll_frame(cx).map(Ok),
+        // That the stream is over is looked for only while there is nothing to send; sending tells it, too.
+        let next = poll_fn(|cx| match body.as_mut().poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => over(exchange, &mut send, cx).map(Err),
         })
         .await;
         let frame = match next {
@@ -228,9 +262,9 @@ async fn write(exchange: &Exchange, send: &mut SendStream<Bytes>, mut data: Byte
         return send.send_data(data, last).map_err(|_| Gone);
     }
     while !data.is_empty() {
-        let room = poll_fn(|cx| match over(exchange, send, cx) {
-            Poll::Ready(gone) => Poll::Ready(Err(gone)),
-            Poll::Pending => poll_room(send, data.len(), cx).map(|room| room.ok_or(Gone)),
+        let room = poll_fn(|cx| match poll_room(send, data.len(), cx) {
+            Poll::Ready(room) => Poll::Ready(room.ok_or(Gone)),
+            Poll::Pending => over(exchange, send, cx).map(Err),
         })
         .await;
         let Ok(room) = room else {
@@ -295,12 +329,11 @@ pub(crate) struct StreamBody {
 }
 
 impl StreamBody {
-    pub(crate) fn new(stream: RecvStream, headers: &HeaderMap, continues: bool, exchange: Rc<Exchange>) -> Self {
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+    fn new(stream: RecvStream, fields: &Fields, exchange: Rc<Exchange>) -> Self {
         Self {
             stream,
-            left: length.and_then(|l| l.parse().ok()),
-            continues,
+            left: fields.length,
+            continues: fields.continues,
             done: false,
             exchange,
         }
@@ -405,6 +438,11 @@ mod tests {
         request.into_parts().0
     }
 
+    fn normal(parts: &mut Parts) -> bool {
+        let fields = Fields::of(&parts.headers);
+        normalise(parts, &fields)
+    }
+
     fn hosts(parts: &Parts) -> Vec<&str> {
         parts
             .headers
@@ -417,17 +455,17 @@ mod tests {
     #[test]
     fn the_authority_becomes_the_host() {
         let mut p = parts("https://a.example:81/b?c", &[]);
-        assert!(normalise(&mut p));
+        assert!(normal(&mut p));
         assert_eq!((p.uri.to_string().as_str(), hosts(&p)), ("/b?c", vec!["a.example:81"]));
         let mut p = parts("http://a.example/", &[("host", "A.example")]);
-        normalise(&mut p);
+        normal(&mut p);
         assert_eq!(hosts(&p), ["A.example"]);
         // Two names: refused later as two hosts.
         let mut p = parts("http://a.example/", &[("host", "b.example")]);
-        normalise(&mut p);
+        normal(&mut p);
         assert_eq!(hosts(&p), ["b.example", "a.example"]);
         let mut p = parts("ftp://a.example/", &[]);
-        assert!(!normalise(&mut p));
+        assert!(!normal(&mut p));
         assert_eq!(p.uri.scheme_str(), Some("ftp"));
     }
 
@@ -437,7 +475,7 @@ mod tests {
             "/",
             &[("cookie", "a=b"), ("x", "y"), ("cookie", "c=d; e"), ("cookie", "f")],
         );
-        normalise(&mut p);
+        normal(&mut p);
         let cookies: Vec<_> = p.headers.get_all(header::COOKIE).iter().collect();
         assert_eq!(cookies, ["a=b; c=d; e; f"]);
     }
@@ -445,7 +483,7 @@ mod tests {
     #[test]
     fn equal_lengths_become_one() {
         let mut p = parts("/", &[("content-length", "3"), ("content-length", "3")]);
-        normalise(&mut p);
+        normal(&mut p);
         assert_eq!(p.headers.get_all(header::CONTENT_LENGTH).iter().count(), 1);
     }
 }

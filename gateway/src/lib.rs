@@ -30,6 +30,7 @@ mod client;
 mod config;
 mod connection;
 mod door;
+mod ear;
 mod eject;
 mod exchange;
 mod flight;

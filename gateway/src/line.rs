@@ -4,14 +4,16 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
 use futures::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::ear::Ear;
 
 /// Most interim answers (1xx) before an answer. Apps send one or two.
 const INTERIM: u32 = 16;
@@ -31,9 +33,60 @@ pub(crate) struct Line {
     /// Something came since the request began.
     heard: AtomicBool,
     waker: AtomicWaker,
+    /// The task of the connection.
+    task: OnceLock<Waker>,
+    /// Wakes of the task wait, see [`Line::muted`].
+    muted: AtomicBool,
+    /// One waits.
+    woken: AtomicBool,
+}
+
+/// The connection's own waker: it wakes the task, unless that is known to be of no use.
+impl Wake for Line {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.muted.load(Ordering::Relaxed) {
+            self.woken.store(true, Ordering::Relaxed);
+        } else if let Some(task) = self.task.get() {
+            task.wake_by_ref();
+        }
+    }
 }
 
 impl Line {
+    /// Polls the connection in its task, always the same one, with a waker of its own (in `own`).
+    pub(crate) fn poll<T>(
+        self: &Arc<Self>,
+        own: &mut Option<Waker>,
+        cx: &Context<'_>,
+        connection: impl FnOnce(&mut Context<'_>) -> T,
+    ) -> T {
+        let waker = own.get_or_insert_with(|| {
+            // It is empty: nobody else sets it.
+            let _ = self.task.set(cx.waker().clone());
+            Waker::from(Arc::clone(self))
+        });
+        connection(&mut Context::from_waker(waker))
+    }
+
+    /// Reads a part of the answer's body. The library wakes the connection's task for each, so that it reads on; after the
+    /// `last` one, which it has left behind already, that would be for nothing.
+    pub(crate) fn muted<B, T>(&self, body: &mut B, read: impl FnOnce(&mut B) -> T, last: impl FnOnce(&B) -> bool) -> T {
+        self.muted.store(true, Ordering::Relaxed);
+        let result = read(body);
+        self.muted.store(false, Ordering::Relaxed);
+        if self.woken.swap(false, Ordering::Relaxed)
+            && !last(body)
+            && let Some(task) = self.task.get()
+        {
+            task.wake_by_ref();
+        }
+        result
+    }
+
     /// A request is about to be sent; at most `most` bytes may come before its answer's head is whole.
     pub(crate) fn begin(&self, used: bool, most: u32) {
         self.used.store(used, Ordering::Relaxed);
@@ -95,6 +148,7 @@ impl Line {
 #[derive(Debug)]
 pub(crate) struct LineIo {
     stream: TcpStream,
+    ear: Ear,
     line: Arc<Line>,
 }
 
@@ -103,6 +157,7 @@ impl LineIo {
         let line = Arc::new(Line::default());
         let io = Self {
             stream,
+            ear: Ear::new(),
             line: Arc::clone(&line),
         };
         (io, line)
@@ -133,7 +188,8 @@ impl LineIo {
 impl AsyncRead for LineIo {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let Self { stream, ear, .. } = &mut *self;
+        ready!(ear.poll_read(stream, cx, buf))?;
         Poll::Ready(self.line.heard(&buf.filled()[before..]))
     }
 }

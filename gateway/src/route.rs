@@ -22,6 +22,7 @@ const LONGEST: usize = 253;
 
 /// Space for a host that must be put into lower case.
 pub(crate) type Scratch = [u8; LONGEST + 1];
+pub(crate) const SCRATCH: Scratch = [0; LONGEST + 1];
 
 /// The name in a Host header or an authority: without port and trailing dot, in lower case. Borrows `raw` when it is in
 /// lower case already. IPv6 literals, user info, lists and everything outside `[A-Za-z0-9._-]` are refused.

@@ -2,7 +2,7 @@
 //! a change copies one shard, whatever the number of apps.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -172,9 +172,16 @@ type Shard = HashMap<Box<str>, Arc<App>, RandomState>;
 const SHARDS: usize = 2_048;
 
 /// All apps, by name (`hello`) and by custom domain (`shop.example.com`; names have no dot, domains have one).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Arc<Shard>]>,
+    /// Which one it is: no other has had this number.
+    pub(crate) made: u64,
+}
+
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Default for Table {
@@ -182,6 +189,7 @@ impl Default for Table {
         let empty = Arc::new(Shard::default());
         Self {
             shards: vec![empty; SHARDS].into(),
+            made: next_number(),
         }
     }
 }
@@ -205,7 +213,10 @@ impl Table {
 
     /// A table in which each key has its new app, or none.
     pub(crate) fn with(&self, changes: impl IntoIterator<Item = (Box<str>, Option<Arc<App>>)>) -> Self {
-        let mut next = self.clone();
+        let mut next = Self {
+            shards: self.shards.clone(),
+            made: next_number(),
+        };
         for (key, app) in changes {
             let shard = Arc::make_mut(&mut next.shards[shard_of(&key)]);
             match app {

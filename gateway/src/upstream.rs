@@ -5,6 +5,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
@@ -106,7 +107,8 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
             worker.stats().reused.add(1);
             Some(sender)
         }
-        None => connect(flight, endpoint.address, call.app).await,
+        // Boxed: most requests need no space for it.
+        None => Box::pin(connect(flight, endpoint.address, call.app)).await,
     };
     let (Some(mut http1), Some(request)) = (found, call.request.take()) else {
         return Outcome::of(Sent::Unsent, kept);
@@ -131,16 +133,16 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
 
 async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
     let (worker, within) = (call.worker, call.app.settings.connect);
-    let taken = worker
-        .streams
-        .take(
-            endpoint.id,
-            &worker.back2,
-            within,
-            dial(flight, endpoint.address, call.app),
-        )
-        .await;
-    let (Some((stream, kept)), Some(mut request)) = (taken, call.request.take()) else {
+    let (stream, kept) = match worker.streams.place(endpoint.id) {
+        Some(stream) => (Some(stream), true),
+        None => {
+            let connect = dial(flight, endpoint.address, call.app);
+            // Boxed: most requests need no space for it.
+            let taken = Box::pin(worker.streams.take(endpoint.id, &worker.back2, within, connect)).await;
+            taken.map_or((None, false), |(stream, kept)| (Some(stream), kept))
+        }
+    };
+    let (Some(stream), Some(mut request)) = (stream, call.request.take()) else {
         return Outcome::of(Sent::Unsent, false);
     };
     if kept {
@@ -268,9 +270,10 @@ async fn dial(flight: &Flight, address: SocketAddr, app: &App) -> Option<TcpStre
 async fn connect(flight: &Flight, address: SocketAddr, app: &App) -> Option<Http1> {
     let (io, line) = LineIo::new(dial(flight, address, app).await?);
     let (sender, connection) = flight.worker().back.handshake(TokioIo::new(io)).await.ok()?;
-    tokio::task::spawn_local(async move {
+    let (mut connection, mut waker, own) = (connection.with_upgrades(), None, Arc::clone(&line));
+    tokio::task::spawn_local(poll_fn(move |cx| {
         // How it ends is heard by whoever uses it.
-        let _ = connection.with_upgrades().await;
-    });
+        own.poll(&mut waker, cx, |cx| Pin::new(&mut connection).poll(cx).map(drop))
+    }));
     Some(Http1 { sender, line })
 }

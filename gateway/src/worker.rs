@@ -119,10 +119,16 @@ impl Worker {
         &self.shared.workers[self.index]
     }
 
+    /// Reads the newest table.
+    #[inline]
+    pub(crate) fn with_table<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
+        read(self.table.borrow_mut().load())
+    }
+
     /// The app under that name or domain, in the newest table.
     #[inline]
     pub(crate) fn app(&self, key: &str) -> Option<Arc<App>> {
-        self.table.borrow_mut().load().get(key).cloned()
+        self.with_table(|table| table.get(key).cloned())
     }
 
     /// Keeps an upstream connection once it waits for its next request.
@@ -186,14 +192,25 @@ impl Worker {
     }
 
     /// A new request id: 16 hexadecimal digits that are this worker's, and 16 that count.
-    pub(crate) fn request_id(&self) -> HeaderValue {
+    pub(crate) fn request_id(&self) -> RequestId {
         let count = self.count.get().wrapping_add(1);
         self.count.set(count);
         let mut id = [0; 32];
         id[..16].copy_from_slice(&self.prefix);
         id[16..].copy_from_slice(&hex(count));
-        // Hexadecimal digits are a valid value; the fallback only spares a proof.
-        HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("0"))
+        RequestId(id)
+    }
+}
+
+/// A request id made here: 32 hexadecimal digits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId([u8; 32]);
+
+impl RequestId {
+    /// As the value of a header field.
+    pub(crate) fn value(self) -> HeaderValue {
+        // The digits are a valid value; the fallback only spares a proof.
+        HeaderValue::from_bytes(&self.0).unwrap_or(HeaderValue::from_static("0"))
     }
 }
 

@@ -20,19 +20,12 @@ pub(crate) fn switches_as_asked(asked: Option<&HeaderValue>, answer: &HeaderMap)
     }
 }
 
-/// Whether an answer's Transfer-Encoding is none, or `chunked` alone: no other was asked for, and none is undone here.
-pub(crate) fn sound_encoding(answer: &HeaderMap) -> bool {
-    let mut encodings = answer.get_all(header::TRANSFER_ENCODING).iter();
-    match (encodings.next(), encodings.next()) {
-        (None, _) => true,
-        (Some(value), None) => value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
-        (Some(_), Some(_)) => false,
-    }
-}
-
-/// Makes an answer's headers what the client is to see.
-pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
+/// Makes an answer's headers what the client is to see; `false` when its Transfer-Encoding is something else than one `chunked`:
+/// no other was asked for, and none is undone here.
+#[must_use]
+pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) -> bool {
     let mut facts = Facts::default();
+    let mut sound = true;
     for (name, value) in &*headers {
         match name.as_str().len() {
             7 if *name == header::UPGRADE => facts.remove |= UPGRADE,
@@ -40,8 +33,12 @@ pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
             10 if name.as_str() == "keep-alive" => facts.remove |= KEEP_ALIVE,
             13 if *name == crate::answer::REASON_HEADER => facts.remove |= REASON,
             16 if name.as_str() == "proxy-connection" => facts.remove |= PROXY_CONNECTION,
-            // The encoding decided the framing; a length beside it must not reach anybody.
-            17 if *name == header::TRANSFER_ENCODING => facts.remove |= TRANSFER_ENCODING | CONTENT_LENGTH,
+            17 if *name == header::TRANSFER_ENCODING => {
+                sound &= facts.remove & TRANSFER_ENCODING == 0
+                    && value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+                // The encoding decided the framing; a length beside it must not reach anybody.
+                facts.remove |= TRANSFER_ENCODING | CONTENT_LENGTH;
+            }
             _ => {}
         }
     }
@@ -54,6 +51,7 @@ pub(crate) fn rewrite_answer(headers: &mut HeaderMap, upgraded: bool) {
     for name in &facts.also {
         headers.remove(name);
     }
+    sound
 }
 
 /// Takes out of trailers what an endpoint or a client might read as if it stood in the head: who asks, framing and routing
@@ -105,11 +103,15 @@ mod tests {
             ("x-caas-reason", "forged"),
         ];
         let mut headers = map(&pairs);
-        rewrite_answer(&mut headers, false);
+        assert!(rewrite_answer(&mut headers, false));
         assert_eq!(headers, map(&[("x-stays", "1")]));
         let mut headers = map(&[("connection", "upgrade"), ("upgrade", "websocket")]);
-        rewrite_answer(&mut headers, true);
+        assert!(rewrite_answer(&mut headers, true));
         assert_eq!(headers.len(), 2);
+        for unsound in [&["gzip"][..], &["chunked, chunked"], &["chunked", "chunked"], &[""]] {
+            let pairs: Vec<_> = unsound.iter().map(|v| ("transfer-encoding", *v)).collect();
+            assert!(!rewrite_answer(&mut map(&pairs), false), "{unsound:?}");
+        }
     }
 
     #[test]
