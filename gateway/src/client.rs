@@ -1,6 +1,8 @@
 //! Who is at the other end of a connection, and its socket.
 
 use std::cell::RefCell;
+use std::io;
+use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -83,38 +85,68 @@ impl Socket {
         }
     }
 
+    /// The stream, and what was read of it and is still to be looked at.
     pub(crate) fn into_parts(self) -> (Stream, Bytes) {
         (self.stream, self.before)
+    }
+
+    fn poll_stream(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Plain(socket) => self.ear.poll_read(socket, cx, buf),
+            // A read may wait for something to be written.
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+
+    /// Looks whether the client is still there while its request, which has come whole, is under way. The library would do so
+    /// with a buffer for a whole head, which few clients need then.
+    fn look(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.exchange.phase.get() == Phase::Idle || self.exchange.body_open.get() || !self.before.is_empty() {
+            return Ok(());
+        }
+        let mut space = [MaybeUninit::uninit(); 512];
+        let mut buf = ReadBuf::uninit(&mut space);
+        match self.poll_stream(cx, &mut buf) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(())) if buf.filled().is_empty() => Err(io::ErrorKind::ConnectionAborted.into()),
+            // The next request.
+            Poll::Ready(Ok(())) => {
+                self.before = Bytes::copy_from_slice(buf.filled());
+                Ok(())
+            }
+            Poll::Ready(Err(error)) => Err(error),
+        }
+    }
+
+    /// Bytes of a request have come.
+    fn came(&self) {
+        self.exchange.moved();
+        if self.exchange.phase.get() == Phase::Idle {
+            self.exchange.head_begun.set(true);
+        }
     }
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.before.is_empty() {
             let n = self.before.len().min(buf.remaining());
             buf.put_slice(&self.before[..n]);
             self.before.advance(n);
+            self.came();
             return Poll::Ready(Ok(()));
         }
         let filled = buf.filled().len();
-        let Self { stream, ear, .. } = &mut *self;
-        let result = match stream {
-            Stream::Plain(socket) => ear.poll_read(socket, cx, buf),
-            // A read may wait for something to be written.
-            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
-        };
+        let result = self.poll_stream(cx, buf);
         if buf.filled().len() > filled {
-            self.exchange.moved();
-            if self.exchange.phase.get() == Phase::Idle {
-                self.exchange.head_begun.set(true);
-            }
+            self.came();
         }
         result
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         if result.is_ready() {
             self.exchange.moved();
@@ -125,8 +157,8 @@ impl AsyncWrite for Socket {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         if result.is_ready() {
             self.exchange.moved();
@@ -138,11 +170,13 @@ impl AsyncWrite for Socket {
         true
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The library flushes whenever it has nothing else to do.
+        self.look(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

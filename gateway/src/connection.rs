@@ -174,7 +174,11 @@ async fn serve(
 
     let parts = connection.into_parts();
     let (mut stream, unread) = parts.io.into_inner().into_parts();
-    let read = parts.read_buf;
+    let read = match (parts.read_buf, unread) {
+        (read, unread) if unread.is_empty() => read,
+        (read, unread) if read.is_empty() => unread,
+        (read, unread) => [read, unread].concat().into(),
+    };
     match ended {
         (Some(Ok(())), _) => {
             if let Some(tunnel) = exchange.tunnel.borrow_mut().take() {
@@ -193,7 +197,7 @@ async fn serve(
             }
             Done::Closed
         }
-        (None, Verdict::Park) => Done::Parked(stream, if read.is_empty() { unread } else { read }),
+        (None, Verdict::Park) => Done::Parked(stream, read),
         (None, Verdict::HeadTimeout) => {
             // Who has sent nothing is not waiting for an answer.
             if !read.is_empty() && stream.last_word(answer::TIMED_OUT).await {

@@ -103,7 +103,7 @@ mod tests {
     fn the_socket_is_asked_only_when_something_was_heard() {
         let (mut ear, mut socket) = (Ear::new(), Socket::default());
         let (one, other) = (Arc::<Task>::default(), Arc::<Task>::default());
-        let mut read = |ear: &mut Ear, socket: &mut Socket, task: &Arc<Task>| {
+        let read = |ear: &mut Ear, socket: &mut Socket, task: &Arc<Task>| {
             let waker = Waker::from(Arc::clone(task));
             ear.poll_read(socket, &Context::from_waker(&waker), &mut ReadBuf::new(&mut [0; 4]))
                 .is_ready()

@@ -67,7 +67,8 @@ impl Worker {
         let config = &shared.config;
         let mut front = hyper::server::conn::http1::Builder::new();
         front
-            .half_close(false)
+            // Whether the client is still there while it waits is looked for by its socket.
+            .half_close(true)
             .header_read_timeout(None)
             .max_header_size(config.max_head_bytes)
             .max_buf_size(config.buffer_bytes.max(config.max_head_bytes));

@@ -1,9 +1,11 @@
 //! Upgraded connections.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 
 use crate::support::*;
 
@@ -76,6 +78,70 @@ async fn bytes_go_both_ways_unchanged() {
         );
     }
     assert_eq!(gateway.metric("caas_gateway_tunnels").await as u64, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_while_an_answer_is_awaited_is_not_lost() {
+    // An app that answers when it is told to: with a tunnel, or the request's path.
+    let (seen, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, tell) = (Arc::clone(&seen), Arc::clone(&go));
+    let (at, _) = upstream(move |mut stream, _| {
+        let (seen, go) = (Arc::clone(&told), Arc::clone(&tell));
+        async move {
+            let mut buffer = Vec::new();
+            while let Ok(Some(request)) = read_request(&mut stream, &mut buffer).await {
+                seen.notify_one();
+                go.notified().await;
+                let path = request.line().split(' ').nth(1).unwrap_or_default().to_owned();
+                if path == "/ws" {
+                    let _ = stream.write_all(YES).await;
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    return;
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len());
+                let _ = stream.write_all(answer.as_bytes()).await;
+            }
+        }
+    })
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let ask = |path: &str| {
+        format!(
+            "GET {path} HTTP/1.1\r\nHost: hello.localhost\r\nx-long: {}\r\n\r\n",
+            "y".repeat(2_000)
+        )
+    };
+    // The second request in pieces of different lengths: all of it, or a part, comes while the first one waits.
+    for cut in [1, 10, 400, 600, 1_500, 2_070] {
+        let mut client = TcpStream::connect(gateway.http).await.unwrap();
+        client.write_all(ask("/one").as_bytes()).await.unwrap();
+        seen.notified().await;
+        let next = ask("/two");
+        let (early, late) = next.as_bytes().split_at(cut.min(next.len()));
+        client.write_all(early).await.unwrap();
+        // Time for the gateway to read it.
+        gateway.admin("/metrics").await;
+        go.notify_one();
+        read_until(&mut client, "/one").await;
+        client.write_all(late).await.unwrap();
+        seen.notified().await;
+        go.notify_one();
+        let got = read_until(&mut client, "/two").await;
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n"), "{cut}: {got}");
+    }
+    // A tunnel's bytes before the switch.
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ASK.as_bytes()).await.unwrap();
+    seen.notified().await;
+    let early = "e".repeat(3_000);
+    client.write_all(early.as_bytes()).await.unwrap();
+    gateway.admin("/metrics").await;
+    go.notify_one();
+    let mut got = read_until(&mut client, "\r\n\r\n").await;
+    client.write_all(b"late").await.unwrap();
+    got.push_str(&read_until(&mut client, "late").await);
+    assert!(got.ends_with(&format!("{early}late")), "{got}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
