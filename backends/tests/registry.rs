@@ -54,6 +54,7 @@ contract! {
     a_follower_starts_with_a_snapshot
     apply_is_idempotent
     loads_are_seen
+    certificates_are_seen
     acknowledgements_come_and_go
     a_lagging_reader_hears_the_state
     a_replacement_leaves_no_gap

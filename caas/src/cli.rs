@@ -6,7 +6,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::client::context::{self, Context, Wishes};
 use crate::client::{Client, Target};
-use crate::commands::{apps, canary, deploy, doctor, events, host, instances, logs, operation, registry, system};
+use crate::commands::{
+    apps, canary, certificate, deploy, doctor, events, host, instances, logs, operation, registry, system,
+};
 use crate::exit::Failure;
 use crate::render::Output;
 use crate::{roles, up};
@@ -139,6 +141,9 @@ pub(crate) enum ClientCommand {
     /// Credentials of image registries
     #[command(subcommand)]
     Registry(registry::RegistryCommand),
+    /// Certificates that all gateways serve
+    #[command(subcommand, visible_alias = "certificates")]
+    Certificate(certificate::CertificateCommand),
     /// Explain why an app's instances are where they are, or nowhere
     Why(apps::WhyArgs),
     /// Operations: the long work that verbs ask for
@@ -171,6 +176,7 @@ impl ClientCommand {
             Self::Rm(args) => apps::remove(session, args).await,
             Self::Host(command) => host::run(session, command).await,
             Self::Registry(command) => registry::run(session, command).await,
+            Self::Certificate(command) => certificate::run(session, command).await,
             Self::Why(args) => apps::why(session, args).await,
             Self::Op(command) => operation::run(session, command).await,
             Self::Doctor(args) => doctor::run(session, args).await,
@@ -229,6 +235,11 @@ mod tests {
             "host add h1 --address 10.0.0.1 --engine tcp://10.0.0.1:2375 --label a=b --memory 4G",
             "host label h1 a=c b-",
             "registry login 127.0.0.1:5000 --username me --password-stdin",
+            "certificate add shop --cert shop.crt --key shop.key",
+            "certificates ls",
+            "certificate rm shop.example.com",
+            "gateway --registry zk://z:2181 --tls-listen 0.0.0.0:8443 --certificates-key-file /etc/caas/certificates.key",
+            "scheduler --certificates-key-file /etc/caas/certificates.key",
             "op watch op-1234",
             "completion bash",
             "why hello",

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use backends::engine::EngineOptions;
 use backends::registry::MemoryRegistry;
+use certificates::SealingKeys;
 use clap::Args;
 use model::registry::{RegistryReader, RegistryWriter};
 use serde_json::json;
@@ -63,12 +64,16 @@ pub(crate) struct UpArgs {
     no_context: bool,
 }
 
+/// The certificates' key file in the data folder.
+const KEY_FILE: &str = "certificates.key";
+
 /// Runs everything until a signal.
 pub(crate) fn run(args: &UpArgs) -> Result<(), Failure> {
     let data = data_folder(args.data.as_deref())?;
     let config = configuration(args, &data)?;
     process::start_log(&config.log)?;
     let _lock = lock(&data)?;
+    SealingKeys::ensure(&data.join(KEY_FILE)).map_err(Failure::error)?;
     process::run_role(|shutdown| serve(args, config, data, shutdown))
 }
 
@@ -85,7 +90,9 @@ fn configuration(args: &UpArgs, data: &Path) -> Result<Config, Failure> {
         .set("gateway.snapshot_file", Some(data.join("registry-snapshot.json")))
         // Nobody else balances between gateways here: there is nobody to wait for.
         .set("gateway.drain_delay_s", Some(0))
-        .set("scheduler.admin_token_file", Some(data.join("admin.token")));
+        .set("scheduler.admin_token_file", Some(data.join("admin.token")))
+        .set("scheduler.certificates_key_file", Some(data.join(KEY_FILE)))
+        .set("gateway.certificates_key_file", Some(data.join(KEY_FILE)));
     let mut flags = Overrides::default();
     args.common.overrides(&mut flags);
     flags

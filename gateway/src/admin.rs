@@ -132,7 +132,7 @@ fn ready(shared: &Shared) -> Result<(), &'static str> {
         Err("stopping")
     } else if shared.drained.load(Ordering::Relaxed) {
         Err("drained by an operator")
-    } else if !shared.registry.loaded.is_cancelled() {
+    } else if !shared.is_loaded() {
         Err("no registry and no snapshot file yet")
     } else {
         Ok(())

@@ -16,11 +16,15 @@ use crate::Error;
 pub struct Config {
     /// Where clients connect. Default `0.0.0.0:8080`. The caller binds it ([`crate::bind`]).
     pub listen: SocketAddr,
-    /// Where clients connect with TLS. Default none. The caller binds it like `listen`. Needs `certificates_dir`.
+    /// Where clients connect with TLS. Default none. The caller binds it like `listen`. Needs `certificates_dir`,
+    /// `certificates_key_file` or both.
     pub tls_listen: Option<SocketAddr>,
     /// Folder with the certificates: `NAME.crt` (the chain) and `NAME.key`, or both in `NAME.pem`; the pair `default` serves names that
     /// no other has. Changes are taken up within 5 s, at once after SIGHUP. Default none.
     pub certificates_dir: Option<PathBuf>,
+    /// File with the keys by which the registry's certificates are opened, the scheduler's too: 64 hexadecimal digits a
+    /// line. Without it they are passed over. Default none.
+    pub certificates_key_file: Option<PathBuf>,
     /// Port of the https URLs to which apps with `redirect_https` send clients; 0 (default): that of `tls_listen`.
     pub https_port: u16,
     /// Milliseconds for a TLS handshake. 100-600,000, default 10,000.
@@ -112,6 +116,7 @@ impl Default for Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 8080)),
             tls_listen: None,
             certificates_dir: None,
+            certificates_key_file: None,
             https_port: 0,
             tls_handshake_timeout_ms: 10_000,
             proxy_protocol_from: Vec::new(),
@@ -207,9 +212,14 @@ impl Config {
         within("buffer_bytes", self.buffer_bytes as u64, 16_384, 1_048_576)?;
         within("drain_delay_s", self.drain_delay_s, 0, 3_600)?;
         within("drain_timeout_s", self.drain_timeout_s, 0, 86_400)?;
-        if self.tls_listen.is_some() != self.certificates_dir.is_some() {
+        if self.certificates_dir.is_some() && self.tls_listen.is_none() {
             return Err(Error::Config(
-                "gateway.tls_listen and gateway.certificates_dir need each other: set both or none".into(),
+                "gateway.certificates_dir needs gateway.tls_listen: set both or none".into(),
+            ));
+        }
+        if self.tls_listen.is_some() && self.certificates_dir.is_none() && self.certificates_key_file.is_none() {
+            return Err(Error::Config(
+                "gateway.tls_listen needs certificates: set gateway.certificates_dir, gateway.certificates_key_file or both".into(),
             ));
         }
         let label = |l: &str| {

@@ -11,7 +11,7 @@ use model::registry::{
     Acknowledgement, EntryKey, LoadKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
     RegistrySnapshot,
 };
-use model::{AppConfig, AppId, ContainerId, Load, Version};
+use model::{AppConfig, AppId, CertificateName, ContainerId, Load, SealedCertificate, Version};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -49,6 +49,9 @@ pub(crate) struct Follower {
     ports: tcp::Claims,
     /// Loads as registered, also those of endpoints that are not there (yet).
     loads: HashMap<LoadKey, Arc<Load>, ahash::RandomState>,
+    /// Only where TLS is spoken; handed to it with the next publication when they have moved.
+    certificates: BTreeMap<CertificateName, SealedCertificate>,
+    certificates_moved: bool,
     /// Apps, and domains, that the next table must take anew.
     touched: HashSet<AppId>,
     touched_domains: HashSet<Box<str>>,
@@ -74,6 +77,8 @@ impl Follower {
             claims: HashMap::default(),
             ports: tcp::Claims::default(),
             loads: HashMap::default(),
+            certificates: BTreeMap::new(),
+            certificates_moved: false,
             touched: HashSet::new(),
             touched_domains: HashSet::new(),
             leaving: Vec::new(),
@@ -293,6 +298,10 @@ impl Follower {
             self.put(&key, endpoint, false);
         }
         self.reload(snapshot.loads);
+        if self.shared.tls.is_some() {
+            self.certificates = snapshot.certificates;
+            self.certificates_moved = true;
+        }
         self.revision = snapshot.revision;
     }
 
@@ -311,6 +320,17 @@ impl Follower {
             }
             RegistryChange::Load(key, load) => return self.load_moved(key, Some(load)),
             RegistryChange::LoadRemove(key) => return self.load_moved(key, None),
+            RegistryChange::Certificate(..) | RegistryChange::CertificateRemove(_) if self.shared.tls.is_none() => {
+                return false;
+            }
+            RegistryChange::Certificate(name, sealed) => {
+                self.certificates.insert(name, sealed);
+                self.certificates_moved = true;
+            }
+            RegistryChange::CertificateRemove(name) => {
+                self.certificates.remove(&name);
+                self.certificates_moved = true;
+            }
         }
         true
     }
@@ -387,6 +407,11 @@ impl Follower {
         }
         if !changes.is_empty() {
             self.shared.table.store(Arc::new(old.with(changes)));
+        }
+        if std::mem::take(&mut self.certificates_moved)
+            && let Some(tls) = &self.shared.tls
+        {
+            tls.hear(Arc::new(self.certificates.clone()));
         }
         if self.complete {
             self.shared.registry.loaded.cancel();

@@ -166,7 +166,7 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
         None => None,
     };
     let shared = Arc::new(Shared::new(config, listeners.http.len(), https_port)?);
-    let folder = load_certificates(&shared).await?;
+    let sources = open_certificates(&shared).await?;
     let id = match shared.config.id.as_str() {
         "" => format!("gw-{:012x}", rand::random::<u64>() & 0xffff_ffff_ffff),
         id => id.to_owned(),
@@ -190,11 +190,14 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     } = listeners.succession;
     let (hands, arrivals): (Vec<_>, Vec<_>) = listeners.http.iter().map(|_| tcp::handover()).unzip();
     let ports = tcp::Ports::new(Arc::clone(&shared), hands, inherited, stop.clone());
+    if let (Some(sources), Some(tls)) = (sources, &shared.tls) {
+        tokio::spawn(tls::keep(Arc::clone(tls), sources, deps.reload, control.clone()));
+    }
     let following = follow::run(Arc::clone(&shared), deps.registry, id.clone(), ports, control.clone());
     let following = tokio::spawn(following);
     if inherited {
         tokio::select! {
-            () = shared.registry.loaded.cancelled() => {}
+            () = shared.loaded() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
     }
@@ -209,9 +212,6 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     let asked = control.child_token();
     let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, asked.clone()));
     serving.cancel();
-    if let (Some(folder), Some(tls)) = (folder, &shared.tls) {
-        tokio::spawn(tls::keep(Arc::clone(tls), folder, deps.reload, control.clone()));
-    }
 
     let early = tokio::select! {
         () = shutdown.cancelled() => {
@@ -252,16 +252,20 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     Ok(())
 }
 
-/// Reads the certificates before the first handshake.
-async fn load_certificates(shared: &Arc<Shared>) -> Result<Option<tls::Folder>, Error> {
-    let (Some(tls), Some(path)) = (&shared.tls, &shared.config.certificates_dir) else {
+/// Reads the certificates' folder before the first handshake.
+async fn open_certificates(shared: &Arc<Shared>) -> Result<Option<tls::Sources>, Error> {
+    if shared.tls.is_none() {
         return Ok(None);
-    };
-    let (tls, path) = (Arc::clone(tls), path.clone());
-    tokio::task::spawn_blocking(move || tls.load(&path))
+    }
+    let shared = Arc::clone(shared);
+    let opened = tokio::task::spawn_blocking(move || {
+        let tls = shared.tls.as_ref()?;
+        Some(tls::Sources::open(&shared.config, tls))
+    });
+    let opened = opened
         .await
-        .map_err(|e| Error::Start(format!("the certificates: {e}")))?
-        .map(Some)
+        .map_err(|e| Error::Start(format!("the certificates: {e}")))?;
+    opened.transpose()
 }
 
 /// Starts a worker's thread; the receiver hears how it ended.

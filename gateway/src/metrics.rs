@@ -361,7 +361,7 @@ impl Page {
         self.head("certificate_expires_seconds", "gauge", help);
         for certificate in all.iter().take(CERTIFICATES) {
             let name = certificate
-                .name
+                .label()
                 .replace('\\', "\\\\")
                 .replace('"', "\\\"")
                 .replace('\n', "\\n");

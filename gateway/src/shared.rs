@@ -74,6 +74,19 @@ pub(crate) struct RegistryStatus {
 }
 
 impl Shared {
+    /// Waits until the first copy of the registry, or the snapshot file, is what requests and handshakes obey.
+    pub(crate) async fn loaded(&self) {
+        self.registry.loaded.cancelled().await;
+        if let Some(tls) = &self.tls {
+            tls.taken.cancelled().await;
+        }
+    }
+
+    /// Whether it is.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.registry.loaded.is_cancelled() && self.tls.as_ref().is_none_or(|tls| tls.taken.is_cancelled())
+    }
+
     /// `https_port`: where TLS is listened, if it is.
     pub(crate) fn new(config: Config, workers: usize, https_port: Option<u16>) -> Result<Self, Error> {
         config.check()?;

@@ -1,12 +1,14 @@
 //! The snapshot file: the last registry copy on disk, for a start without the registry. Written beside and renamed, so
 //! that a reader never sees half of one; never read while the registry itself is there.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use model::registry::{RegistryRevision, RegistrySnapshot, SnapshotFile};
+use model::{CertificateName, SealedCertificate};
 
 use crate::shared::Shared;
 use crate::table::Table;
@@ -49,14 +51,15 @@ impl Keeper {
         }
         if self.dirty && now >= self.next {
             self.dirty = false;
-            let (path, table, revision) = (
+            let (path, table, revision, certificates) = (
                 self.path.clone(),
                 shared.table.load_full(),
                 shared.registry.revision.load(Ordering::Relaxed),
+                shared.tls.as_ref().and_then(|tls| tls.heard()),
             );
             self.writing = Some(tokio::task::spawn_blocking(move || {
                 let start = Instant::now();
-                if let Err(error) = write(&path, &table, RegistryRevision(revision)) {
+                if let Err(error) = write(&path, &table, certificates.as_deref(), RegistryRevision(revision)) {
                     tracing::warn!(%error, path = %path.display(), "the snapshot file can't be written");
                 }
                 start.elapsed()
@@ -79,9 +82,15 @@ impl Keeper {
     }
 }
 
-fn write(path: &Path, table: &Table, revision: RegistryRevision) -> std::io::Result<()> {
+fn write(
+    path: &Path,
+    table: &Table,
+    certificates: Option<&BTreeMap<CertificateName, SealedCertificate>>,
+    revision: RegistryRevision,
+) -> std::io::Result<()> {
     let mut file = SnapshotFile {
         revision,
+        certificates: certificates.cloned().unwrap_or_default(),
         ..SnapshotFile::default()
     };
     for (_, app) in table.iter().filter(|(key, _)| !key.contains('.')) {

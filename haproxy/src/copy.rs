@@ -62,7 +62,11 @@ impl Copy {
                 self.snapshot.configs.remove(&app);
             }
             // HAProxy balances by what it sees itself.
-            RegistryChange::Load(..) | RegistryChange::LoadRemove(_) => {}
+            // Certificates are the gateways' own: their keys are sealed for them.
+            RegistryChange::Load(..)
+            | RegistryChange::LoadRemove(_)
+            | RegistryChange::Certificate(..)
+            | RegistryChange::CertificateRemove(_) => {}
         }
     }
 

@@ -140,6 +140,13 @@ text_id!(
     |t| (1..=63).contains(&t.len()) && starts_alphanumeric(t) && all(t, ".-")
 );
 text_id!(
+    /// What a certificate is called; those that the platform gets by itself bear their domain's name.
+    CertificateName,
+    "certificate name",
+    "1 to 200 characters of a-z, 0-9, '.', '-' and '_', starting with a letter or a digit",
+    |t| (1..=200).contains(&t.len()) && starts_alphanumeric(t) && all(t, ".-_")
+);
+text_id!(
     /// A piece of long work asked for over the API.
     OperationId,
     "operation id",

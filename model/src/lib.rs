@@ -9,6 +9,7 @@
 //! Nothing here does I/O.
 
 pub mod app;
+pub mod certificate;
 pub mod config;
 #[cfg(feature = "contract")]
 pub mod contract;
@@ -26,11 +27,13 @@ pub mod store;
 pub mod time;
 
 pub use app::{App, AppStatus, Canary, Release};
+pub use certificate::{Certificate, CertificateSource, SealedCertificate};
 pub use config::AppConfig;
 pub use event::{Event, EventKind, NewEvent};
 pub use host::{Host, HostChange, HostClash, Schedulability};
 pub use id::{
-    AppId, ContainerId, Generation, HostName, InstanceId, InvalidId, OperationId, PlatformId, TenantId, Version,
+    AppId, CertificateName, ContainerId, Generation, HostName, InstanceId, InvalidId, OperationId, PlatformId,
+    TenantId, Version,
 };
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
 pub use load::{Figures, Load};

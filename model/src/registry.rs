@@ -1,8 +1,8 @@
 //! The registry: which instances of which app answer at which address.
 //!
 //! In ZooKeeper it is the tree `/caas/service/address/{appId}/{version}/{containerId}` = `{hostIP}:{port}`,
-//! `/caas/service/load/{appId}/{containerId}` = JSON and `/caas/service/config/{appId}` = JSON; no path leaves the
-//! backend. registry-sync is the only writer, gateways read.
+//! `/caas/service/load/{appId}/{containerId}` = JSON, `/caas/service/config/{appId}` = JSON and
+//! `/caas/service/certificate/{name}` = JSON with a sealed key; no path leaves the backend. registry-sync is the only writer, gateways read.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,7 +14,7 @@ use async_trait::async_trait;
 use futures::channel::mpsc::Receiver;
 use serde::{Deserialize, Serialize};
 
-use crate::{AppConfig, AppId, ContainerId, Load, Version};
+use crate::{AppConfig, AppId, CertificateName, ContainerId, Load, SealedCertificate, Version};
 
 /// Where an instance answers: `{hostIP}:{port}`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -108,6 +108,8 @@ pub struct RegistrySnapshot {
     pub configs: BTreeMap<AppId, AppConfig>,
     /// Loads of endpoints, as far as they are known: others may follow as changes.
     pub loads: BTreeMap<LoadKey, Load>,
+    /// All certificates, their keys sealed.
+    pub certificates: BTreeMap<CertificateName, SealedCertificate>,
 }
 
 impl RegistrySnapshot {
@@ -132,6 +134,12 @@ impl RegistrySnapshot {
             RegistryChange::LoadRemove(key) => {
                 self.loads.remove(&key);
             }
+            RegistryChange::Certificate(name, sealed) => {
+                self.certificates.insert(name, sealed);
+            }
+            RegistryChange::CertificateRemove(name) => {
+                self.certificates.remove(&name);
+            }
         }
     }
 }
@@ -151,6 +159,10 @@ pub enum RegistryChange {
     Load(LoadKey, Load),
     /// Nothing is known of the instance's load any more.
     LoadRemove(LoadKey),
+    /// A certificate, in place of the one of the same name.
+    Certificate(CertificateName, SealedCertificate),
+    /// There is no certificate of this name any more.
+    CertificateRemove(CertificateName),
 }
 
 /// What a reader hears, in order.
@@ -218,12 +230,16 @@ pub trait RegistryWriter: Send + Sync + fmt::Debug {
     /// Becomes the leader, waiting at most `timeout` for another to go; `true` when it leads. Cheap when it already does.
     async fn lead(&self, timeout: Duration) -> Result<bool, RegistryError>;
 
-    /// What is written now, without the loads (see [`loads`](Self::loads)). Entries that can't be read are left out of it
+    /// What is written now, without the loads (see [`loads`](Self::loads)) and the certificates (see
+    /// [`certificates`](Self::certificates)). Entries that can't be read are left out of it
     /// (and `apply` may overwrite them).
     async fn published(&self) -> Result<RegistrySnapshot, RegistryError>;
 
     /// All loads that are written now, those without an endpoint too.
     async fn loads(&self) -> Result<BTreeMap<LoadKey, Load>, RegistryError>;
+
+    /// All certificates that are written now. Those that can't be read are left out.
+    async fn certificates(&self) -> Result<BTreeMap<CertificateName, SealedCertificate>, RegistryError>;
 
     /// Writes `changes` in order, in atomic batches (a batch never tears a `Put` from the `Remove` of the
     /// entry it replaces when they stand side by side); idempotent. The revision of the last one.
@@ -248,6 +264,9 @@ pub struct SnapshotFile {
     /// Load per app and container.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub loads: BTreeMap<AppId, BTreeMap<ContainerId, Load>>,
+    /// Certificates by name, their keys sealed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificates: BTreeMap<CertificateName, SealedCertificate>,
 }
 
 impl From<&RegistrySnapshot> for SnapshotFile {
@@ -255,6 +274,7 @@ impl From<&RegistrySnapshot> for SnapshotFile {
         let mut file = Self {
             revision: snapshot.revision,
             configs: snapshot.configs.clone(),
+            certificates: snapshot.certificates.clone(),
             ..Self::default()
         };
         for (key, endpoint) in &snapshot.endpoints {
@@ -299,6 +319,7 @@ impl From<SnapshotFile> for RegistrySnapshot {
             endpoints,
             configs: file.configs,
             loads: file.loads.into_iter().flat_map(of_app).collect(),
+            certificates: file.certificates,
         }
     }
 }
@@ -344,6 +365,11 @@ mod tests {
         let load = br#"{"host":"h1","region":"eu"}"#;
         snapshot.loads.insert(key.load_key(), Load::parse(load).expect("valid"));
         snapshot.configs.insert(key.app, AppConfig::default());
+        let sealed = SealedCertificate {
+            chain: "c".into(),
+            key: "v1.k".into(),
+        };
+        snapshot.certificates.insert("shop".parse().expect("valid"), sealed);
         let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).expect("json");
         let back: SnapshotFile = serde_json::from_str(&text).expect("its own output");
         assert_eq!(RegistrySnapshot::from(back), snapshot);

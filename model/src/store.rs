@@ -14,8 +14,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppId, Event, Figures, Generation, Host, HostChange, HostName, Instance, InstanceChange, InstanceId,
-    InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange, Release, Timestamp,
+    App, AppId, Certificate, CertificateName, Event, Figures, Generation, Host, HostChange, HostName, Instance,
+    InstanceChange, InstanceId, InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange, Release,
+    SealedCertificate, Timestamp,
 };
 
 /// Why the store could not answer.
@@ -129,6 +130,12 @@ pub trait InstanceStore: Send + Sync + std::fmt::Debug {
 
     /// The newest figures of use of each instance that has any; also of some that hold nothing any more.
     async fn figures_list(&self) -> Result<Vec<(InstanceId, Figures)>, StoreError>;
+
+    /// What is known of all certificates, by name.
+    async fn certificate_list(&self) -> Result<Vec<Certificate>, StoreError>;
+
+    /// The certificate of this name itself, and the mark of the row that it was read from.
+    async fn certificate_sealed(&self, name: &CertificateName) -> Result<Option<(i64, SealedCertificate)>, StoreError>;
 
     /// All hosts, by name.
     async fn host_list(&self) -> Result<Vec<Host>, StoreError>;
@@ -505,6 +512,26 @@ pub trait Store: InstanceStore {
 
     /// Forgets a registry's credentials; `false` if there were none.
     async fn credentials_remove(&self, registry: &str, event: &NewEvent, now: Timestamp) -> Result<bool, StoreError>;
+
+    // --- certificates ---
+
+    /// Puts a certificate in the place of the one of the same name. `false`: there are
+    /// [`MOST`](crate::certificate::MOST) others, nothing was changed.
+    async fn certificate_put(
+        &self,
+        certificate: &Certificate,
+        sealed: &SealedCertificate,
+        event: &NewEvent,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
+
+    /// Forgets a certificate; `false` if there is none of this name.
+    async fn certificate_remove(
+        &self,
+        name: &CertificateName,
+        event: &NewEvent,
+        now: Timestamp,
+    ) -> Result<bool, StoreError>;
 }
 
 /// What the converger writes on an app's row (the intent stays the API's).

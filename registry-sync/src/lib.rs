@@ -8,11 +8,13 @@
 //! - [`health`]: what a row of proofs means, and when the next is due (pure)
 //! - [`plan`]: what to write so that the registry fits the store (pure)
 //! - [`loads`]: what to write of instances' loads (pure)
+//! - [`certificates`]: certificates on their way from the store to the registry
 //! - [`confirm`]: which instances the gateways have taken up or let go (pure)
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod admin;
+mod certificates;
 mod confirm;
 mod health;
 mod loads;

@@ -22,6 +22,8 @@ pub(crate) struct Metrics {
     pub(crate) changes: IntCounter,
     /// Loads written to the registry.
     pub(crate) loads: IntCounter,
+    /// Certificates written to the registry, or removed.
+    pub(crate) certificates: IntCounter,
     /// Passes that failed.
     pub(crate) failed_passes: IntCounter,
     /// Duration of full passes.
@@ -62,6 +64,10 @@ impl Metrics {
             ),
             changes: counter("caas_registry_sync_changes_total", "Changes written to the registry"),
             loads: counter("caas_registry_sync_loads_total", "Loads written to the registry"),
+            certificates: counter(
+                "caas_registry_sync_certificates_total",
+                "Certificates written to the registry, or removed",
+            ),
             failed_passes: counter("caas_registry_sync_failed_passes_total", "Passes that failed"),
             ghosts: Counter::new(
                 "caas_registry_sync_ghosts_total",
@@ -75,13 +81,14 @@ impl Metrics {
             ready: AtomicBool::new(false),
             registry,
         };
-        let all: [Box<dyn prometheus::core::Collector>; 10] = [
+        let all: [Box<dyn prometheus::core::Collector>; 11] = [
             Box::new(metrics.watched.clone()),
             Box::new(metrics.published.clone()),
             Box::new(metrics.leader.clone()),
             Box::new(metrics.braked.clone()),
             Box::new(metrics.changes.clone()),
             Box::new(metrics.loads.clone()),
+            Box::new(metrics.certificates.clone()),
             Box::new(metrics.failed_passes.clone()),
             Box::new(metrics.passes.clone()),
             Box::new(metrics.ghosts.clone()),

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::{self, Certificates};
 use crate::confirm::{Awaited, confirmed};
 use crate::loads::{AllFigures, Loads, follow_figures};
 use crate::metrics::Metrics;
@@ -50,7 +51,14 @@ pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, sh
         tell,
         shutdown.clone(),
     ));
-    let mut sync = Sync::new(config, deps, metrics, figures.clone());
+    let (tell, mut certificates) = watch::channel(None);
+    let reading_certificates = tokio::spawn(certificates::follow(
+        deps.clone(),
+        Arc::clone(metrics),
+        tell,
+        shutdown.clone(),
+    ));
+    let mut sync = Sync::new(config, deps, metrics, figures.clone(), certificates.clone());
     let mut full_pass_due = true;
     while !shutdown.is_cancelled() {
         let pause = tokio::select! {
@@ -61,6 +69,8 @@ pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, sh
             () = shutdown.cancelled() => break,
             changed = hinted.changed() => changed.is_ok(),
             changed = figures.changed() => changed.is_ok(),
+            // They go with the next turn.
+            _ = certificates.changed() => sync.full_pass_due(),
             () = tokio::time::sleep(pause) => sync.full_pass_due(),
         };
         if full_pass_due {
@@ -71,6 +81,7 @@ pub(crate) async fn run(config: &Config, deps: &Deps, metrics: &Arc<Metrics>, sh
     }
     hints.abort();
     reading.abort();
+    reading_certificates.abort();
 }
 
 /// Turns the store's revisions into hints.
@@ -110,6 +121,8 @@ struct Sync<'a> {
     /// `None`: what is written of loads is not known.
     loads: Option<(Loads, Instant)>,
     figures: watch::Receiver<AllFigures>,
+    certificates: Certificates,
+    wanted_certificates: watch::Receiver<Option<certificates::All>>,
     waiting: HashMap<InstanceId, Waiting>,
     passed_at: Option<Instant>,
     last_pass: Duration,
@@ -131,6 +144,7 @@ impl<'a> Sync<'a> {
         deps: &'a Deps,
         metrics: &'a Arc<Metrics>,
         figures: watch::Receiver<AllFigures>,
+        wanted_certificates: watch::Receiver<Option<certificates::All>>,
     ) -> Self {
         let watchers = Watchers::new(
             Arc::clone(&deps.store),
@@ -146,6 +160,8 @@ impl<'a> Sync<'a> {
             published: None,
             loads: None,
             figures,
+            certificates: Certificates::default(),
+            wanted_certificates,
             waiting: HashMap::new(),
             passed_at: None,
             last_pass: Duration::ZERO,
@@ -190,10 +206,14 @@ impl<'a> Sync<'a> {
             Ok(()) => self.write_loads().await,
             Err(trouble) => Err(trouble),
         };
+        let done = match done {
+            Ok(()) => self.write_certificates().await,
+            Err(trouble) => Err(trouble),
+        };
         match done {
-            Ok(()) => {
+            Ok(more_certificates) => {
                 self.metrics.set_ready(true);
-                if self.loads.as_ref().is_some_and(|(loads, _)| loads.is_behind()) {
+                if more_certificates || self.loads.as_ref().is_some_and(|(loads, _)| loads.is_behind()) {
                     LOADS_PAUSE
                 } else if self.waiting.is_empty() {
                     Duration::from_secs(self.config.full_pass_s.max(1))
@@ -226,6 +246,7 @@ impl<'a> Sync<'a> {
     fn forget_written(&mut self) {
         self.published = None;
         self.loads = None;
+        self.certificates.forget_written();
     }
 
     /// Finds out which loads are to be written, and writes the first of them.
@@ -256,6 +277,15 @@ impl<'a> Sync<'a> {
             loads.wrote(batch);
         }
         Ok(())
+    }
+
+    /// Writes a few of the certificates that are due; `true` when there are more.
+    async fn write_certificates(&mut self) -> Result<bool, Trouble> {
+        let wanted = self.wanted_certificates.borrow().clone();
+        let written = self
+            .certificates
+            .write(&*self.deps.registry, wanted.as_ref(), self.metrics);
+        Ok(written.await?)
     }
 
     async fn pass(&mut self) -> Result<(), Trouble> {

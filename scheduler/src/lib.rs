@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use certificates::SealingKeys;
 use model::PortRange;
 use model::engine::EngineOpener;
 use model::store::{Store, StoreError};
@@ -42,6 +43,9 @@ pub struct Config {
     pub default_registry: String,
     /// Where the admin token is written (mode 0600) when the store holds no token yet.
     pub admin_token_file: Option<PathBuf>,
+    /// File with the keys by which certificates' keys are sealed, the gateways' too: 64 hexadecimal digits a line, the first
+    /// seals. Without it no certificate is taken in. Default none.
+    pub certificates_key_file: Option<PathBuf>,
     /// Hosts with `fake://` engines may be added (tests and trials of scale only). Default false.
     pub allow_fake_engines: bool,
     /// First and last host port that a new host leases to instances, when it names none. Default 20000-29999.
@@ -60,6 +64,7 @@ impl Default for Config {
         Self {
             default_registry: "127.0.0.1:5000".into(),
             admin_token_file: None,
+            certificates_key_file: None,
             allow_fake_engines: false,
             port_range: (20_000, 29_999),
             gateway_tcp_ports: model::ports::GATEWAY_TCP,
@@ -92,6 +97,9 @@ pub enum Error {
     /// The store refuses this program for good (schema, foreign rows); an absent store is waited for.
     #[error("the store can't be used: {0}")]
     Store(#[from] StoreError),
+    /// A setting that can't be; the text says which.
+    #[error("{0}")]
+    Config(String),
     /// The first admin token could not be made.
     #[error("the admin token could not be made: {0}")]
     AdminToken(String),
@@ -103,8 +111,17 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(10);
 /// Runs the scheduler until `shutdown`: serves the API on `listener` and keeps the fleet converging.
 ///
 /// # Errors
-/// When the store's schema does not fit, or when the first admin token can't be written.
+/// When the store's schema does not fit, the certificates' key file can't be read, or the first admin token can't be written.
 pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+    let sealing = match &config.certificates_key_file {
+        Some(path) => {
+            let keys = SealingKeys::load(path);
+            Some(Arc::new(keys.map_err(|e| {
+                Error::Config(format!("scheduler.certificates_key_file: {e}"))
+            })?))
+        }
+        None => None,
+    };
     let local = listener.local_addr().ok();
     let metrics = Arc::new(metrics::Metrics::new());
     let fleet = converge::Fleet::new(Arc::clone(&deps.store), deps.engines.clone());
@@ -114,6 +131,7 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         deps.engines.clone(),
         Arc::clone(&fleet),
         Arc::clone(&metrics),
+        sealing,
         shutdown.child_token(),
     );
     let stop = shutdown.child_token();

@@ -18,6 +18,8 @@ use crate::{Fleet, process, wait};
 
 /// The domain under which apps answer.
 pub const DOMAIN: &str = "e2e.test";
+/// The file with the keys of certificates, in the platform's folder, where `caas up` makes it by itself.
+const KEY_FILE: &str = "certificates.key";
 /// Memory that each host offers to instances, MiB.
 pub const HOST_MEMORY_MB: u32 = 4096;
 
@@ -43,6 +45,8 @@ pub struct Platform {
     pub sync_admin: SocketAddr,
     /// Where its gateways answer.
     pub gateways: Vec<SocketAddr>,
+    /// Where they speak TLS.
+    pub tls: Vec<SocketAddr>,
     /// The gateways' admin ports.
     pub admins: Vec<SocketAddr>,
     /// Its processes.
@@ -95,6 +99,7 @@ impl Platform {
             api: Api::new(vec![settings.api], token),
             sync_admin: settings.sync_admin,
             gateways: vec![settings.listen],
+            tls: vec![settings.tls],
             admins: vec![settings.admin],
             db: Db::sqlite(&dir.join("caas.db")).await?,
             roles: vec![role],
@@ -109,6 +114,8 @@ impl Platform {
         let registry = fleet.zookeeper.url();
         let mut roles = Vec::new();
         let (mut apis, mut syncs, mut gateways, mut admins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut tls = Vec::new();
+        std::fs::write(dir.join(KEY_FILE), "0123456789abcdef".repeat(4))?;
         for (kind, number) in [
             ("scheduler", 1),
             ("scheduler", 2),
@@ -130,6 +137,7 @@ impl Platform {
                 }
                 _ => {
                     gateways.push(settings.listen);
+                    tls.push(settings.tls);
                     admins.push(settings.admin);
                     (settings.admin, "/ready")
                 }
@@ -154,6 +162,7 @@ impl Platform {
             api: Api::new(apis, token),
             sync_admin: syncs[0],
             gateways,
+            tls,
             admins,
             db: Db::mysql(&store).await?,
             roles,
@@ -414,6 +423,7 @@ pub fn list(answer: &serde_json::Value) -> Vec<serde_json::Value> {
 /// Where one process listens.
 struct Settings {
     listen: SocketAddr,
+    tls: SocketAddr,
     admin: SocketAddr,
     api: SocketAddr,
     sync_admin: SocketAddr,
@@ -424,6 +434,7 @@ impl Settings {
     fn pick(fleet: &Fleet) -> Result<Self> {
         Ok(Self {
             listen: port_of("127.0.0.1")?,
+            tls: port_of("127.0.0.1")?,
             admin: port_of("127.0.0.1")?,
             api: port_of(&format!("{}.1", fleet.net))?,
             sync_admin: port_of("127.0.0.1")?,
@@ -435,12 +446,14 @@ impl Settings {
         let path = dir.join(format!("{name}.toml"));
         let text = format!(
             "[store]\nurl = {store:?}\n\n[registry]\nurl = {registry:?}\n\n[engine]\ntls_dir = {tls:?}\n\n\
-             [gateway]\nlisten = \"{listen}\"\nadmin = \"{admin}\"\ndomain = {DOMAIN:?}\nid = {name:?}\nsnapshot_file = {snapshot:?}\ndrain_delay_s = 0\n\n\
-             [scheduler]\nlisten = \"{api}\"\ndefault_registry = {images:?}\nallow_fake_engines = true\n\n\
+             [gateway]\nlisten = \"{listen}\"\ntls_listen = \"{tls_listen}\"\ncertificates_key_file = {key:?}\nadmin = \"{admin}\"\ndomain = {DOMAIN:?}\nid = {name:?}\nsnapshot_file = {snapshot:?}\ndrain_delay_s = 0\n\n\
+             [scheduler]\nlisten = \"{api}\"\ndefault_registry = {images:?}\ncertificates_key_file = {key:?}\nallow_fake_engines = true\n\n\
              [scheduler.converge]\nscheduler_id = {name:?}\napi_url = \"http://{api}\"\nstats_interval_s = 4\n\n\
              [registry_sync]\nadmin = \"{sync}\"\n",
             tls = fleet.pki.client().to_string_lossy(),
             listen = self.listen,
+            tls_listen = self.tls,
+            key = dir.join(KEY_FILE),
             admin = self.admin,
             api = self.api,
             images = fleet.registry.address,

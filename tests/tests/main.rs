@@ -5,6 +5,7 @@
 mod bad_input;
 mod basics;
 mod canary;
+mod certificates;
 mod demo;
 mod engines;
 mod failures;

@@ -152,12 +152,16 @@ impl RegistryWriter for MemoryRegistry {
             revision: state.content.revision,
             endpoints: state.content.endpoints.clone(),
             configs: state.content.configs.clone(),
-            loads: BTreeMap::new(),
+            ..RegistrySnapshot::default()
         })
     }
 
     async fn loads(&self) -> Result<BTreeMap<LoadKey, model::Load>, RegistryError> {
         Ok(lock(&self.state).content.loads.clone())
+    }
+
+    async fn certificates(&self) -> Result<BTreeMap<model::CertificateName, model::SealedCertificate>, RegistryError> {
+        Ok(lock(&self.state).content.certificates.clone())
     }
 
     async fn apply(&self, changes: &[RegistryChange]) -> Result<RegistryRevision, RegistryError> {

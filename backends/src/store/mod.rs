@@ -6,6 +6,7 @@
 
 mod admin;
 mod apps;
+mod certificates;
 mod database;
 mod gateway_ports;
 mod hosts;
@@ -27,8 +28,8 @@ use model::store::{
     Outcome, PlaceOutcome, Placing, RegistryCredentials, Revision, Store, StoreError, Token,
 };
 use model::{
-    App, AppId, Event, Figures, Host, HostChange, HostName, Instance, InstanceChange, InstanceId, NewEvent, Operation,
-    OperationId, PlatformId, Release, Timestamp,
+    App, AppId, Certificate, CertificateName, Event, Figures, Host, HostChange, HostName, Instance, InstanceChange,
+    InstanceId, NewEvent, Operation, OperationId, PlatformId, Release, SealedCertificate, Timestamp,
 };
 use sqlx::Connection as _;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
@@ -222,6 +223,14 @@ impl InstanceStore for SqlStore {
         instances::figures(&self.at).await
     }
 
+    async fn certificate_list(&self) -> Result<Vec<Certificate>, StoreError> {
+        certificates::list(&self.at).await
+    }
+
+    async fn certificate_sealed(&self, name: &CertificateName) -> Result<Option<(i64, SealedCertificate)>, StoreError> {
+        certificates::sealed(&self.at, name).await
+    }
+
     async fn host_list(&self) -> Result<Vec<Host>, StoreError> {
         hosts::list(&self.at).await
     }
@@ -358,5 +367,24 @@ impl Store for SqlStore {
 
     async fn credentials_remove(&self, registry: &str, event: &NewEvent, now: Timestamp) -> Result<bool, StoreError> {
         admin::credentials_remove(&self.at, registry, event, now).await
+    }
+
+    async fn certificate_put(
+        &self,
+        certificate: &Certificate,
+        sealed: &SealedCertificate,
+        event: &NewEvent,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        certificates::put(&self.at, certificate, sealed, event, now).await
+    }
+
+    async fn certificate_remove(
+        &self,
+        name: &CertificateName,
+        event: &NewEvent,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        certificates::remove(&self.at, name, event, now).await
     }
 }

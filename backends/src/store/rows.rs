@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use model::store::{RegistryCredentials, StoreError, Token};
 use model::{
-    App, AppId, Canary, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId, NewEvent, Operation,
-    Release, Timestamp,
+    App, AppId, Canary, Certificate, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId,
+    NewEvent, Operation, Release, SealedCertificate, Timestamp,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -315,6 +315,36 @@ impl Stored for RegistryCredentials {
             username: c.text()?,
             password: c.text()?,
         })
+    }
+}
+
+impl Stored for Certificate {
+    const COLUMNS: &'static str = "name, source, names, issuer, not_before, expires_at, updated_at, mark";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            name: c.id()?,
+            source: c.word()?,
+            names: c.json()?,
+            issuer: c.text()?,
+            not_before: c.time()?,
+            expires_at: c.time()?,
+            updated_at: c.time()?,
+            mark: c.int()?,
+        })
+    }
+}
+
+/// A certificate itself, with the mark of its row.
+pub(super) struct Marked(pub(super) i64, pub(super) SealedCertificate);
+
+impl Stored for Marked {
+    const COLUMNS: &'static str = "mark, chain, sealed_key";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        let mark = c.int()?;
+        let (chain, key) = (c.text()?.into(), c.text()?.into());
+        Ok(Self(mark, SealedCertificate { chain, key }))
     }
 }
 

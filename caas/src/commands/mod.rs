@@ -2,6 +2,7 @@
 
 pub(crate) mod apps;
 pub(crate) mod canary;
+pub(crate) mod certificate;
 pub(crate) mod deploy;
 pub(crate) mod doctor;
 pub(crate) mod events;

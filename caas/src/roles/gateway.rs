@@ -43,6 +43,9 @@ struct RoleArgs {
     /// Region in which this gateway stands: apps with prefer_region are asked there first
     #[arg(long, value_name = "NAME")]
     region: Option<String>,
+    /// File with the keys that open the registry's certificates, the scheduler's too
+    #[arg(long, value_name = "FILE")]
+    certificates_key_file: Option<PathBuf>,
     /// File that keeps the last registry copy for a start without the registry
     #[arg(long, value_name = "FILE")]
     snapshot_file: Option<PathBuf>,
@@ -105,6 +108,7 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         .set("registry.url", args.registry.as_ref())
         .set("gateway.admin", args.admin)
         .set("gateway.id", args.id.as_ref())
+        .set("gateway.certificates_key_file", args.certificates_key_file.as_ref())
         .set("gateway.region", args.region.as_ref())
         .set("gateway.snapshot_file", args.snapshot_file.as_ref())
         .set("gateway.pid_file", args.pid_file.as_ref());

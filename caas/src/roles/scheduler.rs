@@ -34,6 +34,9 @@ pub(crate) struct SchedulerArgs {
     /// Where the first admin token is written; else CAAS_ADMIN_TOKEN gives it
     #[arg(long, value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+    /// File with the keys that seal certificates' keys, 64 hexadecimal digits a line; the gateways need it too
+    #[arg(long, value_name = "FILE")]
+    certificates_key_file: Option<PathBuf>,
     /// Folder with ca.pem, cert.pem and key.pem for https:// engines
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
@@ -49,6 +52,7 @@ pub(crate) fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         .set("scheduler.app_url", args.app_url.as_ref())
         .set("scheduler.converge.api_url", args.api_url.as_ref())
         .set("scheduler.admin_token_file", args.admin_token_file.as_ref())
+        .set("scheduler.certificates_key_file", args.certificates_key_file.as_ref())
         .set("engine.tls_dir", args.tls_dir.as_ref());
     let config = args.config.load(&Overrides::default(), &flags)?;
     let url = config.store_url()?.to_owned();

@@ -5,25 +5,25 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ahash::AHashMap;
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use certificates::Pair;
+use model::certificate::DEFAULT;
 use rustls::sign::CertifiedKey;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-/// The certificate of this name serves clients whose server name no other has, and those that say none.
-pub(crate) const DEFAULT: &str = "default";
-/// Most names of one certificate; authorities issue 100.
-const MOST_NAMES: usize = 1_000;
-/// Most certificates of one chain.
-const LONGEST_CHAIN: usize = 10;
+/// Where a certificate comes from. What stands later goes before the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Source {
+    /// The registry, for all gateways.
+    Registry,
+    /// This gateway's own folder: whoever put it there wants it here.
+    Folder,
+}
 
 /// A chain with its key.
 #[derive(Debug)]
 pub(crate) struct Certificate {
-    /// What it is called: the name of its files.
+    /// What it is called there.
     pub(crate) name: String,
+    pub(crate) source: Source,
     /// DNS names that it is for, in lower case; wildcards as `*.example.com`.
     pub(crate) names: Vec<String>,
     /// When it expires, in seconds since 1970.
@@ -36,46 +36,27 @@ impl Certificate {
     ///
     /// # Errors
     /// One sentence: what is wrong with which of them.
-    pub(crate) fn parse(name: &str, chain: &[u8], key: &[u8], provider: &CryptoProvider) -> Result<Self, String> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
-            .take(LONGEST_CHAIN + 1)
-            .collect::<Result<_, _>>()
-            .map_err(|e| format!("the certificate is no sound PEM: {e}"))?;
-        if chain.len() > LONGEST_CHAIN {
-            return Err(format!("the chain has more than {LONGEST_CHAIN} certificates"));
-        }
-        let own = chain.first().ok_or("there is no certificate in it")?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("the key is no sound PEM: {e}"))?;
-        let (_, parsed) = X509Certificate::from_der(own).map_err(|e| format!("the certificate can't be read: {e}"))?;
-        let expires = parsed.validity().not_after.timestamp();
-        let alternative = parsed
-            .subject_alternative_name()
-            .map_err(|e| format!("the certificate's names can't be read: {e}"))?;
-        let names: Vec<String> = alternative
-            .iter()
-            .flat_map(|list| &list.value.general_names)
-            .filter_map(|n| match n {
-                GeneralName::DNSName(dns) => Some(dns.trim_end_matches('.').to_ascii_lowercase()),
-                _ => None,
-            })
-            .take(MOST_NAMES + 1)
-            .collect();
-        if names.len() > MOST_NAMES {
-            return Err(format!("the certificate has more than {MOST_NAMES} names"));
-        }
-        if names.is_empty() && name != DEFAULT {
+    pub(crate) fn parse(source: Source, name: &str, chain: &[u8], key: &[u8]) -> Result<Self, String> {
+        let pair = Pair::parse(chain, key)?;
+        if pair.names.is_empty() && name != DEFAULT {
             return Err("the certificate has no DNS name (subject alternative name)".into());
         }
-        let key = CertifiedKey::from_der(chain, key, provider).map_err(|e| match e {
-            rustls::Error::InconsistentKeys(_) => "the key is not the certificate's".to_owned(),
-            other => format!("the key can't be used: {other}"),
-        })?;
         Ok(Self {
             name: name.to_owned(),
-            names,
-            expires,
-            key: Arc::new(key),
+            source,
+            names: pair.names,
+            expires: pair.expires,
+            key: pair.certified,
         })
+    }
+
+    /// Its name in metrics and logs, which no other has.
+    pub(crate) fn label(&self) -> String {
+        match self.source {
+            Source::Folder => self.name.clone(),
+            // No file's name holds a slash.
+            Source::Registry => format!("registry/{}", self.name),
+        }
     }
 
     /// Seconds until it expires; negative when it has.
@@ -98,9 +79,10 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    /// The table of these. Where two have the same name, the one that expires later serves it.
+    /// The table of these. Where two have the same name, the folder's serves it, and of two of the same source the one that
+    /// expires later.
     pub(crate) fn new(mut all: Vec<Arc<Certificate>>) -> Self {
-        all.sort_by(|a, b| a.expires.cmp(&b.expires).then_with(|| a.name.cmp(&b.name)));
+        all.sort_by(|a, b| (a.source, a.expires, &a.name).cmp(&(b.source, b.expires, &b.name)));
         let mut table = Self::default();
         for certificate in &all {
             for name in &certificate.names {
@@ -114,6 +96,7 @@ impl Certificates {
                 table.default = Some(Arc::clone(&certificate.key));
             }
         }
+        all.sort_by(|a, b| (a.expires, a.source, &a.name).cmp(&(b.expires, b.source, &b.name)));
         table.all = all;
         table
     }
@@ -154,13 +137,9 @@ pub(crate) mod tests {
         (made.cert.pem(), made.signing_key.serialize_pem())
     }
 
-    pub(crate) fn provider() -> CryptoProvider {
-        rustls::crypto::ring::default_provider()
-    }
-
     fn certificate(name: &str, names: &[&str]) -> Arc<Certificate> {
         let (chain, key) = made(names);
-        Arc::new(Certificate::parse(name, chain.as_bytes(), key.as_bytes(), &provider()).expect("sound"))
+        Arc::new(Certificate::parse(Source::Folder, name, chain.as_bytes(), key.as_bytes()).expect("sound"))
     }
 
     #[test]
@@ -198,6 +177,7 @@ pub(crate) mod tests {
         let old = certificate("b", &["a.test"]);
         let mut new = Certificate {
             name: "a".into(),
+            source: Source::Folder,
             names: old.names.clone(),
             expires: old.expires + 1,
             key: Arc::clone(&certificate("x", &["x"]).key),
@@ -206,6 +186,7 @@ pub(crate) mod tests {
             new.expires = expires;
             let new = Arc::new(Certificate {
                 name: new.name.clone(),
+                source: Source::Folder,
                 names: new.names.clone(),
                 expires,
                 key: Arc::clone(&new.key),
@@ -215,6 +196,39 @@ pub(crate) mod tests {
             assert_eq!(Arc::ptr_eq(found, &new.key), newer);
             assert_eq!(table.all()[0].expires, old.expires.min(expires));
         }
+    }
+
+    #[test]
+    fn the_folder_goes_before_the_registry_and_an_exact_name_before_any_wildcard() {
+        let (chain, key) = made(&["a.test", "*.b.test"]);
+        let made = |source, name: &str, names: &[&str], later: i64| {
+            let mut one = Certificate::parse(source, name, chain.as_bytes(), key.as_bytes()).expect("sound");
+            one.names = names.iter().map(|n| (*n).to_owned()).collect();
+            one.expires += later;
+            one.key = Arc::new(CertifiedKey::clone(&one.key));
+            Arc::new(one)
+        };
+        let folder = made(Source::Folder, "a", &["a.test", "*.b.test"], 0);
+        let registry = made(Source::Registry, "a", &["a.test", "x.b.test", "c.test"], 1);
+        let defaults = [
+            made(Source::Folder, DEFAULT, &[], 0),
+            made(Source::Registry, DEFAULT, &[], 9),
+        ];
+        let mut all = vec![Arc::clone(&folder), Arc::clone(&registry)];
+        all.extend(defaults.iter().cloned());
+        let table = Certificates::new(all);
+        for (name, one) in [
+            ("a.test", &folder),
+            ("y.b.test", &folder),
+            ("x.b.test", &registry),
+            ("c.test", &registry),
+            ("d.test", &defaults[0]),
+        ] {
+            let found = table.find(Some(name)).expect("found");
+            assert!(Arc::ptr_eq(found, &one.key), "{name}");
+        }
+        let labels: Vec<String> = table.all().iter().map(|c| c.label()).collect();
+        assert_eq!(labels, ["a", "default", "registry/a", "registry/default"]);
     }
 
     #[test]
@@ -236,12 +250,12 @@ pub(crate) mod tests {
             (&long, &key, "more than 10"),
         ] {
             let error =
-                Certificate::parse("a", chain.as_bytes(), key.as_bytes(), &provider()).expect_err("not this one");
+                Certificate::parse(Source::Folder, "a", chain.as_bytes(), key.as_bytes()).expect_err("not this one");
             assert!(error.contains(says), "{error}");
         }
-        assert!(Certificate::parse(DEFAULT, nameless.as_bytes(), nameless_key.as_bytes(), &provider()).is_ok());
+        assert!(Certificate::parse(Source::Folder, DEFAULT, nameless.as_bytes(), nameless_key.as_bytes()).is_ok());
         let both = format!("{key}{chain}");
-        let one = Certificate::parse("a", both.as_bytes(), both.as_bytes(), &provider()).expect("one file");
+        let one = Certificate::parse(Source::Folder, "a", both.as_bytes(), both.as_bytes()).expect("one file");
         assert!(one.seconds_left() > 86_400);
     }
 
@@ -252,6 +266,7 @@ pub(crate) mod tests {
             .map(|i| {
                 Arc::new(Certificate {
                     name: format!("c{i}"),
+                    source: Source::Folder,
                     names: vec![format!("c{i}.apps.example"), format!("*.c{i}.apps.example")],
                     expires: one.expires,
                     key: Arc::clone(&one.key),

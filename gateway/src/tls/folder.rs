@@ -8,9 +8,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
-
-use super::certificates::Certificate;
+use super::certificates::{Certificate, Source};
 
 /// Largest file that is read.
 const LARGEST_FILE: u64 = 1024 * 1024;
@@ -55,10 +53,6 @@ impl Folder {
         }
     }
 
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Every certificate that serves.
     pub(crate) fn certificates(&self) -> Vec<Arc<Certificate>> {
         self.pairs.values().filter_map(|p| p.certificate.clone()).collect()
@@ -68,7 +62,7 @@ impl Folder {
     ///
     /// # Errors
     /// The folder can't be read; everything stays as it was.
-    pub(crate) fn look(&mut self, provider: &CryptoProvider) -> io::Result<Look> {
+    pub(crate) fn look(&mut self) -> io::Result<Look> {
         let mut look = Look::default();
         let mut there = BTreeSet::new();
         for entry in fs::read_dir(&self.path)? {
@@ -94,7 +88,7 @@ impl Folder {
         });
         for name in there {
             let pair = self.pairs.entry(name.clone()).or_default();
-            let (prints, parsed) = match read(&path, &name, &pair.prints, provider) {
+            let (prints, parsed) = match read(&path, &name, &pair.prints) {
                 Read::Same => continue,
                 Read::New(prints, parsed) => (prints, parsed),
             };
@@ -118,7 +112,7 @@ enum Read {
     New(Vec<Print>, Result<Certificate, String>),
 }
 
-fn read(folder: &Path, name: &str, before: &[Print], provider: &CryptoProvider) -> Read {
+fn read(folder: &Path, name: &str, before: &[Print]) -> Read {
     let file = |extension: &str| folder.join(format!("{name}.{extension}"));
     let both = file("pem");
     let (chain, key) = if both.exists() {
@@ -144,7 +138,7 @@ fn read(folder: &Path, name: &str, before: &[Print], provider: &CryptoProvider) 
     let contents = |path: &Path| fs::read(path).map_err(|e| format!("{} can't be read: {e}", path.display()));
     let parsed = contents(&chain)
         .and_then(|chain| Ok((chain, contents(&key)?)))
-        .and_then(|(chain, key)| Certificate::parse(name, &chain, &key, provider));
+        .and_then(|(chain, key)| Certificate::parse(Source::Folder, name, &chain, &key));
     Read::New(prints, parsed)
 }
 
@@ -162,7 +156,7 @@ fn print(m: &Metadata) -> Print {
 
 #[cfg(test)]
 mod tests {
-    use super::super::certificates::tests::{made, provider};
+    use super::super::certificates::tests::made;
     use super::*;
 
     fn folder() -> (tempfile::TempDir, Folder) {
@@ -189,29 +183,29 @@ mod tests {
         write(&dir, "notes.txt", "nothing");
         let (chain, key) = made(&["p.test"]);
         write(&dir, "p.pem", &format!("{chain}{key}"));
-        let look = folder.look(&provider()).expect("read");
+        let look = folder.look().expect("read");
         assert!(look.changed && look.bad.is_empty(), "{look:?}");
         assert_eq!(serving(&folder), ["a.test", "p.test"]);
-        assert!(!folder.look(&provider()).expect("read").changed);
+        assert!(!folder.look().expect("read").changed);
 
         // Half of a new pair: the old one serves, and it is told once.
         let (chain, key) = made(&["a2.test"]);
         write(&dir, "a.crt", &chain);
-        let look = folder.look(&provider()).expect("read");
+        let look = folder.look().expect("read");
         assert!(!look.changed && look.bad.len() == 1 && look.bad[0].0 == "a", "{look:?}");
         assert_eq!(serving(&folder), ["a.test", "p.test"]);
-        assert!(folder.look(&provider()).expect("read").bad.is_empty());
+        assert!(folder.look().expect("read").bad.is_empty());
         write(&dir, "a.key", &key);
-        assert!(folder.look(&provider()).expect("read").changed);
+        assert!(folder.look().expect("read").changed);
         assert_eq!(serving(&folder), ["a2.test", "p.test"]);
 
         // One file of a pair gone is half a pair; both gone twice is gone.
         fs::remove_file(dir.path().join("a.key")).expect("removed");
-        assert_eq!(folder.look(&provider()).expect("read").bad.len(), 1);
+        assert_eq!(folder.look().expect("read").bad.len(), 1);
         fs::remove_file(dir.path().join("a.crt")).expect("removed");
-        assert!(!folder.look(&provider()).expect("read").changed);
+        assert!(!folder.look().expect("read").changed);
         assert_eq!(serving(&folder), ["a2.test", "p.test"]);
-        assert!(folder.look(&provider()).expect("read").changed);
+        assert!(folder.look().expect("read").changed);
         assert_eq!(serving(&folder), ["p.test"]);
     }
 
@@ -220,9 +214,9 @@ mod tests {
         let (dir, mut folder) = folder();
         let (chain, key) = made(&["a.test"]);
         write(&dir, "a.pem", &format!("{key}{chain}"));
-        assert!(folder.look(&provider()).expect("read").changed);
+        assert!(folder.look().expect("read").changed);
         drop(dir);
-        assert!(folder.look(&provider()).is_err());
+        assert!(folder.look().is_err());
         assert_eq!(serving(&folder), ["a.test"]);
     }
 
@@ -232,7 +226,7 @@ mod tests {
         write(&dir, "big.pem", &"x".repeat(LARGEST_FILE as usize + 1));
         write(&dir, "alone.key", "x");
         fs::create_dir(dir.path().join("folder.pem")).expect("made");
-        let look = folder.look(&provider()).expect("read");
+        let look = folder.look().expect("read");
         let names: Vec<&str> = look.bad.iter().map(|(n, _)| n.as_str()).collect();
         assert_eq!(names, ["alone", "big", "folder"]);
         assert!(!look.changed && folder.certificates().is_empty());

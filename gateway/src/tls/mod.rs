@@ -4,41 +4,34 @@
 mod certificates;
 mod folder;
 pub(crate) mod hello;
+mod keeper;
+mod registered;
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
 
 use arc_swap::ArcSwap;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
 use rustls::sign::CertifiedKey;
 use rustls::{HandshakeKind, PeerIncompatible, ProtocolVersion, ServerConfig};
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use certificates::Certificates;
-pub(crate) use folder::Folder;
+pub(crate) use keeper::{Sources, keep};
+use registered::Sealed;
 
 use crate::Error;
 use crate::metrics::WorkerStats;
 use hello::{Hello, NoHello};
 
-/// How often the folder is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Sessions remembered for clients of TLS 1.2 that take no tickets; a session takes about 300 bytes.
 const SESSIONS: usize = 10_000;
-/// Certificates that expire within this are warned of.
-const SOON_S: i64 = 14 * 86_400;
-/// How often they are warned of.
-const WARN_EVERY: Duration = Duration::from_secs(86_400);
-/// Most warnings at once.
-const WARNINGS: usize = 20;
 
 /// HTTP/2 by its name in the handshake (RFC 9113 3.2).
 pub(crate) const HTTP2: &[u8] = b"h2";
@@ -86,8 +79,12 @@ pub(crate) const KINDS: [(&str, &str); 4] = [("1.2", "false"), ("1.2", "true"), 
 pub(crate) struct Tls {
     config: Arc<ServerConfig>,
     certificates: Arc<ArcSwap<Certificates>>,
-    /// Pairs found that could not be used.
+    /// Certificates found that could not be used.
     pub(crate) bad_pairs: AtomicU64,
+    /// All certificates of the registry; `None`: nothing was heard yet.
+    heard: watch::Sender<Option<Sealed>>,
+    /// Cancelled once what was heard first serves.
+    pub(crate) taken: CancellationToken,
 }
 
 /// Gives each handshake the certificate of its server name.
@@ -118,6 +115,8 @@ impl Tls {
             config: Arc::new(config),
             certificates,
             bad_pairs: AtomicU64::new(0),
+            heard: watch::Sender::new(None),
+            taken: CancellationToken::new(),
         })
     }
 
@@ -131,91 +130,14 @@ impl Tls {
         self.certificates.load().names(host)
     }
 
-    /// Looks at the folder and serves what it holds.
-    fn look(&self, folder: &mut Folder) -> io::Result<bool> {
-        let look = folder.look(&ring_provider())?;
-        for (name, why) in &look.bad {
-            self.bad_pairs.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(certificate = %name, folder = %folder.path().display(), reason = %why,
-                "certificate can't be used; what served before goes on");
-        }
-        if look.changed {
-            let table = Certificates::new(folder.certificates());
-            tracing::info!(certificates = table.all().len(), "certificates loaded");
-            self.certificates.store(Arc::new(table));
-        }
-        Ok(look.changed)
+    /// Takes all certificates of the registry, to be served soon.
+    pub(crate) fn hear(&self, sealed: Sealed) {
+        self.heard.send_replace(Some(sealed));
     }
 
-    /// Loads the folder for the first time.
-    ///
-    /// # Errors
-    /// [`Error::Config`] when it can't be read; bad pairs in it are no error.
-    pub(crate) fn load(&self, path: &Path) -> Result<Folder, Error> {
-        let mut folder = Folder::new(path.to_owned());
-        self.look(&mut folder)
-            .map_err(|e| Error::Config(format!("gateway.certificates_dir = {path:?} can't be read: {e}")))?;
-        if self.certificates.load().all().is_empty() {
-            tracing::warn!(folder = %path.display(), "no certificate yet: every TLS handshake is refused");
-        }
-        Ok(folder)
-    }
-}
-
-fn ring_provider() -> CryptoProvider {
-    ring::default_provider()
-}
-
-/// Keeps the certificates those of the folder: looks every 2 seconds, and at once when `reload` is notified; until `stop`.
-pub(crate) async fn keep(tls: Arc<Tls>, mut folder: Folder, reload: Arc<Notify>, stop: CancellationToken) {
-    let mut warned: Option<Instant> = None;
-    let mut readable = true;
-    loop {
-        if warned.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-            warned = Some(Instant::now());
-            warn_of_expiry(&tls.certificates());
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = reload.notified() => {}
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        let looking = Arc::clone(&tls);
-        let looked = tokio::task::spawn_blocking(move || {
-            let result = looking.look(&mut folder);
-            (folder, result)
-        });
-        let Ok((back, result)) = looked.await else {
-            tracing::error!("the certificates' folder is not looked at any more");
-            return;
-        };
-        folder = back;
-        match result {
-            Ok(changed) => {
-                readable = true;
-                if changed {
-                    warned = None;
-                }
-            }
-            Err(error) if readable => {
-                readable = false;
-                tracing::warn!(%error, folder = %folder.path().display(), "the certificates' folder can't be read; those loaded go on");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-fn warn_of_expiry(certificates: &Certificates) {
-    let soon = certificates.all().iter().take_while(|c| c.seconds_left() < SOON_S);
-    for certificate in soon.take(WARNINGS) {
-        let left = certificate.seconds_left();
-        let name = &certificate.name;
-        if left < 0 {
-            tracing::warn!(certificate = %name, days_ago = -left / 86_400, "certificate has expired");
-        } else {
-            tracing::warn!(certificate = %name, days_left = left / 86_400, "certificate expires soon");
-        }
+    /// All certificates of the registry, as heard last.
+    pub(crate) fn heard(&self) -> Option<Sealed> {
+        self.heard.borrow().clone()
     }
 }
 

@@ -29,6 +29,7 @@ mod slow_clients;
 mod support;
 mod tcp;
 mod tls;
+mod tls_registry;
 mod tls_support;
 mod trailers;
 mod tunnels;

@@ -11,7 +11,7 @@ use crate::registry::{
     Acknowledgement, Endpoint, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
     RegistrySnapshot, RegistryWriter,
 };
-use crate::{AppConfig, Figures, Load, Timestamp};
+use crate::{AppConfig, CertificateName, Figures, Load, SealedCertificate, Timestamp};
 
 /// How long anything may take before the suite calls it missing.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -265,6 +265,52 @@ pub async fn loads_are_seen(reader: Arc<dyn RegistryReader>, writer: Arc<dyn Reg
         );
     }
     assert!(writer.loads().await.expect("read").is_empty());
+}
+
+/// A certificate that is told from others by `mark`, as large as they may be.
+pub fn certificate(mark: char) -> SealedCertificate {
+    SealedCertificate {
+        chain: String::from(mark).repeat(crate::certificate::MAX_CHAIN).into(),
+        key: String::from(mark).repeat(crate::certificate::MAX_SEALED_KEY).into(),
+    }
+}
+
+/// Certificates of the largest size, more than fit into one message, are heard as changes and with a snapshot; they are
+/// replaced and go, and nothing else moves with them.
+pub async fn certificates_are_seen(reader: Arc<dyn RegistryReader>, writer: Arc<dyn RegistryWriter>) {
+    lead(&*writer).await;
+    let mut mirror = Mirror::new(&*reader);
+    mirror.until("a first snapshot", |m| m.snapshots == 1).await;
+    let name = |n: usize| -> CertificateName { format!("shop-{n}.example.com").parse().expect("a valid name") };
+    let all: BTreeMap<_, _> = (0..40).map(|n| (name(n), certificate('a'))).collect();
+    let mut changes: Vec<RegistryChange> = all
+        .iter()
+        .map(|(name, sealed)| RegistryChange::Certificate(name.clone(), sealed.clone()))
+        .collect();
+    changes.push(RegistryChange::Put(key("hello", "1", "c1"), endpoint(20_000)));
+    changes.push(RegistryChange::CertificateRemove(name(99)));
+    let r = writer.apply(&changes).await.expect("written");
+    mirror.reach(r).await;
+    assert_eq!(mirror.content.certificates, all);
+    assert_eq!(mirror.content.endpoints.len(), 1);
+    assert_eq!(mirror.snapshots, 1, "all of this came as changes");
+    assert_eq!(writer.certificates().await.expect("read"), all);
+    assert!(writer.published().await.expect("read").certificates.is_empty());
+
+    let mut later = Mirror::new(&*reader);
+    later.until("a snapshot", |m| m.snapshots == 1).await;
+    assert_eq!(later.content.certificates, all);
+    let mut changes: Vec<RegistryChange> = (1..40).map(|n| RegistryChange::CertificateRemove(name(n))).collect();
+    changes.push(RegistryChange::Certificate(name(0), certificate('b')));
+    let r = writer.apply(&changes).await.expect("written");
+    for mirror in [&mut mirror, &mut later] {
+        mirror.reach(r).await;
+        assert_eq!(
+            mirror.content.certificates,
+            BTreeMap::from([(name(0), certificate('b'))])
+        );
+        assert_eq!(mirror.content.endpoints.len(), 1);
+    }
 }
 
 /// Who starts to follow hears everything that is there, in one snapshot.

@@ -6,6 +6,7 @@ mod apps;
 pub(crate) mod auth;
 mod canary;
 mod capacity;
+mod certificates;
 mod commit;
 mod deploy;
 mod error;
@@ -61,6 +62,7 @@ pub(crate) struct Shared {
     gateway_tcp_ports: model::PortRange,
     app_url: Option<String>,
     api_url: Option<String>,
+    sealing: Option<Arc<::certificates::SealingKeys>>,
     tokens: auth::TokenCache,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -83,6 +85,7 @@ impl Api {
         engines: EngineOpener,
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
+        sealing: Option<Arc<::certificates::SealingKeys>>,
         shutdown: CancellationToken,
     ) -> Self {
         Self(Arc::new(Shared {
@@ -96,6 +99,7 @@ impl Api {
             gateway_tcp_ports: config.gateway_tcp_ports,
             app_url: config.app_url.clone(),
             api_url: config.converge.api_url.clone(),
+            sealing,
             tokens: auth::TokenCache::default(),
             requests: Arc::new(Semaphore::new(stack::MAX_REQUESTS)),
             streams: Arc::new(Semaphore::new(stack::MAX_STREAMS)),
@@ -151,6 +155,8 @@ pub(crate) fn router(api: Api) -> Router {
         .routes(routes!(operations::list))
         .routes(routes!(operations::info))
         .routes(routes!(events::list))
+        .routes(routes!(certificates::list))
+        .routes(routes!(certificates::info, certificates::set, certificates::remove))
         .routes(routes!(registries::list))
         .routes(routes!(registries::info, registries::set, registries::remove))
         .route_layer(from_fn_with_state(api.clone(), auth::authenticate));

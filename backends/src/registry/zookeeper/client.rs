@@ -13,6 +13,8 @@ use super::{Address, Options};
 
 /// Reads per request: 30,000 endpoints take about 1,200 requests instead of 50,000.
 const BATCH: usize = 50;
+/// Reads of certificates per request: their answer stays below the 1 MiB that a message may have.
+const CERTIFICATES: usize = 8;
 /// Requests under way at once.
 const IN_FLIGHT: usize = 8;
 
@@ -64,22 +66,58 @@ pub(super) async fn mkdir(client: &Client, limit: Duration, path: &str) -> Resul
     timed(limit, client.mkdir(path, &PERSISTENT)).await
 }
 
-/// The data of `paths`, in order, read in order; `None`: not there, or not for us to read.
+/// The data of `paths`, none of which is a certificate's, in order, read in order; `None`: not there, or not for us to read.
 pub(super) async fn read_data(
     client: &Client,
     limit: Duration,
     paths: &[String],
 ) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Error> {
-    read(client, limit, paths, false, |result| match result {
+    read(client, limit, paths, BATCH, false, data_of).await
+}
+
+/// As [`read_data`], of certificates.
+async fn read_certificates(
+    client: &Client,
+    limit: Duration,
+    paths: &[String],
+) -> Result<Vec<Option<(Vec<u8>, Stat)>>, Error> {
+    read(client, limit, paths, CERTIFICATES, false, data_of).await
+}
+
+fn data_of(result: MultiReadResult) -> Option<(Vec<u8>, Stat)> {
+    match result {
         MultiReadResult::Data { data, stat } => Some((data, stat)),
         _ => None,
-    })
-    .await
+    }
+}
+
+/// What `leaves` hold, in order.
+pub(super) async fn read_entries(
+    client: &Client,
+    limit: Duration,
+    tree: &Tree,
+    leaves: &[Leaf],
+) -> Result<Vec<Option<Vec<u8>>>, Error> {
+    let paths = |certificates: bool| -> Vec<String> {
+        let of_kind = leaves.iter().filter(|leaf| leaf.is_certificate() == certificates);
+        of_kind.map(|leaf| tree.leaf(leaf)).collect()
+    };
+    let mut others = read_data(client, limit, &paths(false)).await?.into_iter();
+    let mut certificates = read_certificates(client, limit, &paths(true)).await?.into_iter();
+    let next = |leaf: &Leaf| {
+        let replies = if leaf.is_certificate() {
+            &mut certificates
+        } else {
+            &mut others
+        };
+        replies.next().flatten().map(|(data, _)| data)
+    };
+    Ok(leaves.iter().map(next).collect())
 }
 
 /// The names of the children of `paths`, in order; of a node that is not there: none.
 async fn read_children(client: &Client, limit: Duration, paths: &[String]) -> Result<Vec<Vec<String>>, Error> {
-    read(client, limit, paths, true, |result| match result {
+    read(client, limit, paths, BATCH, true, |result| match result {
         MultiReadResult::Children { children } => children,
         _ => Vec::new(),
     })
@@ -90,11 +128,12 @@ async fn read<T>(
     client: &Client,
     limit: Duration,
     paths: &[String],
+    batch: usize,
     children: bool,
     each: impl Fn(MultiReadResult) -> T,
 ) -> Result<Vec<T>, Error> {
     let mut found = Vec::with_capacity(paths.len());
-    let mut chunks = paths.chunks(BATCH);
+    let mut chunks = paths.chunks(batch);
     let mut under_way = FuturesOrdered::new();
     loop {
         while under_way.len() < IN_FLIGHT
@@ -151,7 +190,7 @@ pub(super) struct Loaded {
     pub(super) foreign: Vec<String>,
 }
 
-/// Reads the whole tree but for the loads.
+/// Reads the whole tree but for the loads and the certificates.
 pub(super) async fn load(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
     let revision = read_data(client, limit, std::slice::from_ref(&tree.revision)).await?;
     let revision = revision_of(revision.first().and_then(Option::as_ref));
@@ -172,25 +211,27 @@ pub(super) async fn load_loads(client: &Client, limit: Duration, tree: &Tree) ->
     read_leaves(client, limit, tree, paths).await
 }
 
-async fn read_leaves(client: &Client, limit: Duration, tree: &Tree, mut paths: Vec<String>) -> Result<Loaded, Error> {
+/// All certificates that are there.
+pub(super) async fn load_certificates(client: &Client, limit: Duration, tree: &Tree) -> Result<Loaded, Error> {
+    let paths = descend(client, limit, std::slice::from_ref(&tree.certificate)).await?;
+    read_leaves(client, limit, tree, paths).await
+}
+
+async fn read_leaves(client: &Client, limit: Duration, tree: &Tree, paths: Vec<String>) -> Result<Loaded, Error> {
     let mut leaves = Vec::with_capacity(paths.len());
     let mut foreign = Vec::new();
-    paths.retain(|path| match tree.parse(path) {
-        Some(Ok(leaf)) => {
-            leaves.push(leaf);
-            true
+    for path in paths {
+        match tree.parse(&path) {
+            Some(Ok(leaf)) => leaves.push(leaf),
+            _ => foreign.push(path),
         }
-        _ => {
-            foreign.push(path.clone());
-            false
-        }
-    });
-    let data = read_data(client, limit, &paths).await?;
+    }
+    let data = read_entries(client, limit, tree, &leaves).await?;
     let entries = leaves.into_iter().zip(data);
     Ok(Loaded {
         revision: RegistryRevision::default(),
         // What vanished between the listing and the read is not there.
-        entries: entries.filter_map(|(leaf, reply)| Some((leaf, reply?.0))).collect(),
+        entries: entries.filter_map(|(leaf, reply)| Some((leaf, reply?))).collect(),
         foreign,
     })
 }

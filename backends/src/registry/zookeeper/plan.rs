@@ -73,6 +73,9 @@ fn weight(change: &RegistryChange) -> usize {
         RegistryChange::Load(key, _) | RegistryChange::LoadRemove(key) => {
             2 * (key.app.as_str().len() + key.container.as_str().len() + 400)
         }
+        // Escaped as JSON, the ends of the chain's lines take two bytes.
+        RegistryChange::Certificate(_, sealed) => 1_000 + sealed.chain.len() / 60 * 62 + sealed.key.len(),
+        RegistryChange::CertificateRemove(_) => 500,
     }
 }
 
@@ -89,6 +92,8 @@ fn wanted(changes: &[RegistryChange]) -> BTreeMap<Leaf, Option<Vec<u8>>> {
         RegistryChange::ConfigRemove(app) => (Leaf::Config(app.clone()), None),
         RegistryChange::Load(key, load) => (Leaf::Load(key.clone()), Some(encode(load))),
         RegistryChange::LoadRemove(key) => (Leaf::Load(key.clone()), None),
+        RegistryChange::Certificate(name, sealed) => (Leaf::Certificate(name.clone()), Some(encode(sealed))),
+        RegistryChange::CertificateRemove(name) => (Leaf::Certificate(name.clone()), None),
     });
     each.collect()
 }

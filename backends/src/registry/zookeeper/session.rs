@@ -12,7 +12,7 @@ use rand::RngExt as _;
 use zookeeper_client::{AddWatchMode, Client, Error, EventType, PersistentWatcher, WatchedEvent};
 
 use super::Options;
-use super::client::{load, read_data, revision_of, timed};
+use super::client::{load, load_certificates, read_data, read_entries, revision_of, timed};
 use super::outbox::Outbox;
 use super::tree::{Leaf, Tree};
 use super::view::{Noise, View, sort};
@@ -26,8 +26,8 @@ const LOADS_AT_ONCE: usize = 500;
 /// How often a follower is looked at for whether it still listens.
 const LISTENING_CHECK: Duration = Duration::from_millis(250);
 
-/// The watches: on endpoints, configurations, loads, and the revision.
-struct Watches([PersistentWatcher; 4]);
+/// The watches: on endpoints, configurations, loads, certificates, and the revision.
+struct Watches([PersistentWatcher; 5]);
 
 impl Watches {
     async fn new(client: &Client, limit: Duration, tree: &Tree) -> Result<Self, Error> {
@@ -35,16 +35,22 @@ impl Watches {
             timed(limit, client.watch(&tree.address, AddWatchMode::PersistentRecursive)).await?,
             timed(limit, client.watch(&tree.config, AddWatchMode::PersistentRecursive)).await?,
             timed(limit, client.watch(&tree.load, AddWatchMode::PersistentRecursive)).await?,
+            timed(
+                limit,
+                client.watch(&tree.certificate, AddWatchMode::PersistentRecursive),
+            )
+            .await?,
             timed(limit, client.watch(&tree.revision, AddWatchMode::Persistent)).await?,
         ]))
     }
 
     async fn next(&mut self) -> WatchedEvent {
-        let [address, config, load, revision] = &mut self.0;
+        let [address, config, load, certificate, revision] = &mut self.0;
         tokio::select! {
             event = address.changed() => event,
             event = config.changed() => event,
             event = load.changed() => event,
+            event = certificate.changed() => event,
             event = revision.changed() => event,
         }
     }
@@ -208,14 +214,16 @@ impl<'a> Session<'a> {
             let loads: Vec<Leaf> = dirty.iter().filter_map(Leaf::load).collect();
             dirty.extend(loads);
             let leaves: Vec<Leaf> = dirty.into_iter().collect();
+            let (client, limit) = (self.client, self.options.call_timeout);
+            let (large, leaves): (Vec<Leaf>, Vec<Leaf>) = leaves.into_iter().partition(Leaf::is_certificate);
             let mut paths = Vec::with_capacity(leaves.len() + 1);
             paths.push(self.tree.revision.clone());
             paths.extend(leaves.iter().map(|leaf| self.tree.leaf(leaf)));
-            let mut replies = read_data(self.client, self.options.call_timeout, &paths)
-                .await?
-                .into_iter();
+            let mut replies = read_data(client, limit, &paths).await?.into_iter();
             let read = revision_of(replies.next().flatten().as_ref());
             fresh.extend(leaves.into_iter().zip(replies.map(|reply| reply.map(|(data, _)| data))));
+            let replies = read_entries(client, limit, self.tree, &large).await?;
+            fresh.extend(large.into_iter().zip(replies));
             self.absorb_waiting()?;
             if !self.stirred {
                 self.revision = read;
@@ -237,7 +245,11 @@ impl<'a> Session<'a> {
 
     /// A new picture, complete up to `revision`, and the entries that changed while it was taken.
     async fn snapshot(&mut self, last: &View) -> Result<(View, BTreeSet<Leaf>), Error> {
-        let loaded = load(self.client, self.options.call_timeout, self.tree).await?;
+        let (client, limit) = (self.client, self.options.call_timeout);
+        let mut loaded = load(client, limit, self.tree).await?;
+        let mut certificates = load_certificates(client, limit, self.tree).await?;
+        loaded.entries.append(&mut certificates.entries);
+        loaded.foreign.append(&mut certificates.foreign);
         for path in &loaded.foreign {
             self.noise
                 .unreadable(path, "its name is not of the form that the platform writes");

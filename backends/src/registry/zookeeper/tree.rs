@@ -1,7 +1,7 @@
 //! Which path means what. Pure.
 
 use model::registry::{EntryKey, LoadKey};
-use model::{AppId, InvalidId};
+use model::{AppId, CertificateName, InvalidId};
 
 /// A node that holds an entry.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,6 +12,8 @@ pub(super) enum Leaf {
     Config(AppId),
     /// What an instance uses.
     Load(LoadKey),
+    /// A certificate.
+    Certificate(CertificateName),
 }
 
 impl Leaf {
@@ -21,6 +23,11 @@ impl Leaf {
             Self::Endpoint(key) => Some(Self::Load(key.load_key())),
             _ => None,
         }
+    }
+
+    /// Whether it is of the kind that has much data.
+    pub(super) fn is_certificate(&self) -> bool {
+        matches!(self, Self::Certificate(_))
     }
 }
 
@@ -33,6 +40,8 @@ pub(super) struct Tree {
     pub(super) config: String,
     /// `…/caas/service/load`
     pub(super) load: String,
+    /// `…/caas/service/certificate`
+    pub(super) certificate: String,
     /// `…/caas/service/revision`
     pub(super) revision: String,
     /// `…/caas/gateways`
@@ -48,6 +57,7 @@ impl Tree {
             address: format!("{chroot}/caas/service/address"),
             config: format!("{chroot}/caas/service/config"),
             load: format!("{chroot}/caas/service/load"),
+            certificate: format!("{chroot}/caas/service/certificate"),
             revision: format!("{chroot}/caas/service/revision"),
             gateways: format!("{chroot}/caas/gateways"),
             locks: format!("{chroot}/caas/locks/registry-sync"),
@@ -61,7 +71,7 @@ impl Tree {
                 format!("{}/{}", self.address, key.app),
                 format!("{}/{}/{}", self.address, key.app, key.version),
             ],
-            Leaf::Config(_) => Vec::new(),
+            Leaf::Config(_) | Leaf::Certificate(_) => Vec::new(),
             Leaf::Load(key) => vec![format!("{}/{}", self.load, key.app)],
         }
     }
@@ -71,6 +81,7 @@ impl Tree {
             Leaf::Endpoint(key) => format!("{}/{}/{}/{}", self.address, key.app, key.version, key.container),
             Leaf::Config(app) => format!("{}/{app}", self.config),
             Leaf::Load(key) => format!("{}/{}/{}", self.load, key.app, key.container),
+            Leaf::Certificate(name) => format!("{}/{name}", self.certificate),
         }
     }
 
@@ -90,6 +101,9 @@ impl Tree {
         if let Some(rest) = below(&self.load) {
             let (app, container) = rest.split_once('/').filter(|(_, rest)| !rest.contains('/'))?;
             return Some(load_entry(app, container));
+        }
+        if let Some(name) = below(&self.certificate) {
+            return (!name.contains('/')).then(|| name.parse().map(Leaf::Certificate));
         }
         let app = below(&self.config).filter(|rest| !rest.contains('/'))?;
         Some(app.parse().map(Leaf::Config))
@@ -129,6 +143,15 @@ mod tests {
             let leaf = Leaf::Load(key("hello", "1.0", "c1").load_key());
             assert_eq!(tree.leaf(&leaf), format!("{chroot}/caas/service/load/hello/c1"));
             assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            let leaf = Leaf::Certificate("shop.example.com".parse().expect("valid"));
+            assert_eq!(
+                tree.leaf(&leaf),
+                format!("{chroot}/caas/service/certificate/shop.example.com")
+            );
+            assert_eq!(tree.parse(&tree.leaf(&leaf)), Some(Ok(leaf)));
+            for inner in ["", "/a/b"] {
+                assert_eq!(tree.parse(&format!("{}{inner}", tree.certificate)), None, "{inner}");
+            }
             for inner in ["", "/hello", "/hello/c1/x"] {
                 assert_eq!(tree.parse(&format!("{}{inner}", tree.load)), None, "{inner}");
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use model::registry::{Endpoint, EntryKey, LoadKey, RegistryChange, RegistryRevision, RegistrySnapshot};
-use model::{AppConfig, AppId, Load};
+use model::{AppConfig, AppId, CertificateName, Load, SealedCertificate};
 
 use super::tree::Leaf;
 
@@ -15,6 +15,7 @@ pub(super) struct View {
     configs: BTreeMap<AppId, AppConfig>,
     /// Of all endpoints that have one, and of some instances whose endpoint has gone.
     loads: BTreeMap<LoadKey, Load>,
+    certificates: BTreeMap<CertificateName, SealedCertificate>,
 }
 
 impl View {
@@ -68,18 +69,41 @@ impl View {
                     None => self.loads.remove(&key).map(|_| RegistryChange::LoadRemove(key)),
                 }
             }
+            Leaf::Certificate(name) => {
+                let Some(data) = data else {
+                    let known = self.certificates.remove(&name);
+                    return known.map(|_| RegistryChange::CertificateRemove(name));
+                };
+                match SealedCertificate::parse(data) {
+                    Ok(sealed) if self.certificates.get(&name) == Some(&sealed) => None,
+                    Ok(sealed) => {
+                        self.certificates.insert(name.clone(), sealed.clone());
+                        Some(RegistryChange::Certificate(name, sealed))
+                    }
+                    Err(why) => {
+                        noise.unreadable(&format!("certificate {name}"), &why);
+                        None
+                    }
+                }
+            }
         }
     }
 
-    /// A new picture of exactly `entries`; a configuration that can't be read stays as it was here, and so do loads of
-    /// endpoints.
+    /// A new picture of exactly `entries`; a configuration or certificate that can't be read stays as it was here, and so do
+    /// loads of endpoints.
     pub(super) fn rebuilt(&self, entries: &[(Leaf, Vec<u8>)], noise: &mut Noise) -> Self {
         let mut new = Self::default();
         for (leaf, data) in entries {
-            if let Leaf::Config(app) = leaf
-                && let Some(config) = self.configs.get(app)
-            {
-                new.configs.insert(app.clone(), config.clone());
+            match leaf {
+                Leaf::Config(app) => {
+                    let known = self.configs.get(app).map(|config| (app.clone(), config.clone()));
+                    new.configs.extend(known);
+                }
+                Leaf::Certificate(name) => {
+                    let known = self.certificates.get(name).map(|c| (name.clone(), c.clone()));
+                    new.certificates.extend(known);
+                }
+                _ => {}
             }
             new.set(leaf.clone(), Some(data), noise);
         }
@@ -100,8 +124,12 @@ impl View {
     pub(super) fn differences(&self, other: &Self, changing: &BTreeSet<Leaf>) -> usize {
         let endpoint = |key: &&EntryKey| !changing.contains(&Leaf::Endpoint((*key).clone()));
         let config = |app: &&AppId| !changing.contains(&Leaf::Config((*app).clone()));
+        let certificate = |name: &&CertificateName| !changing.contains(&Leaf::Certificate((*name).clone()));
         differing(&self.endpoints, &other.endpoints).filter(endpoint).count()
             + differing(&self.configs, &other.configs).filter(config).count()
+            + differing(&self.certificates, &other.certificates)
+                .filter(certificate)
+                .count()
     }
 
     /// A copy as of `revision`.
@@ -111,6 +139,7 @@ impl View {
             endpoints: self.endpoints.clone(),
             configs: self.configs.clone(),
             loads: self.loads.clone(),
+            certificates: self.certificates.clone(),
         }
     }
 
@@ -121,6 +150,7 @@ impl View {
             endpoints: self.endpoints,
             configs: self.configs,
             loads: self.loads,
+            certificates: self.certificates,
         }
     }
 }
@@ -141,6 +171,7 @@ pub(super) fn sort(changes: &mut [RegistryChange]) {
         RegistryChange::Remove(_) => 2,
         RegistryChange::ConfigRemove(_) => 3,
         RegistryChange::Load(..) | RegistryChange::LoadRemove(_) => 4,
+        RegistryChange::Certificate(..) | RegistryChange::CertificateRemove(_) => 5,
     });
 }
 

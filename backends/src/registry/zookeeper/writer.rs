@@ -17,7 +17,9 @@ use zookeeper_client::{
     Acls, CheckWriteError, Client, CreateMode, CreateOptions, Error, MultiWriteResult, SessionState,
 };
 
-use super::client::{PERSISTENT, connect, load, load_loads, mkdir, read_data, revision_of, timed, told};
+use super::client::{
+    PERSISTENT, connect, load, load_certificates, load_loads, mkdir, read_data, revision_of, timed, told,
+};
 use super::plan::{Node, Op, batches, needed, plan};
 use super::tree::Tree;
 use super::view::{Noise, View};
@@ -152,6 +154,7 @@ impl ZooKeeperWriter {
             &tree.address,
             &tree.config,
             &tree.load,
+            &tree.certificate,
             &tree.revision,
             &tree.gateways,
             &tree.locks,
@@ -275,6 +278,14 @@ impl RegistryWriter for ZooKeeperWriter {
         let loaded = loaded.map_err(|error| told("reading the loads", &error))?;
         let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
         Ok(view.into_snapshot(loaded.revision).loads)
+    }
+
+    async fn certificates(&self) -> Result<BTreeMap<model::CertificateName, model::SealedCertificate>, RegistryError> {
+        let session = self.session().await?;
+        let loaded = load_certificates(&session.client, self.options.call_timeout, &self.tree).await;
+        let loaded = loaded.map_err(|error| told("reading the certificates", &error))?;
+        let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
+        Ok(view.into_snapshot(loaded.revision).certificates)
     }
 
     /// After [`RegistryError::Unavailable`] it is not known whether the batch under way was written: read

@@ -4,6 +4,7 @@
 //! for two processes.
 
 mod apps;
+mod certificates;
 mod hosts;
 mod instances;
 mod operations;
@@ -81,6 +82,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         operations::events_are_in_order_and_paged,
         operations::waiting_ends_with_a_change,
         operations::tokens_and_credentials_are_kept,
+        certificates::certificates_are_kept,
         operations::the_platform_id_stays,
     );
 }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::*;
 
 /// Every route of the API.
-const ROUTES: [(&str, &str); 43] = [
+const ROUTES: [(&str, &str); 47] = [
     ("get", "/api/v1/apps"),
     ("get", "/api/v1/apps/{app}"),
     ("delete", "/api/v1/apps/{app}"),
@@ -39,6 +39,10 @@ const ROUTES: [(&str, &str); 43] = [
     ("get", "/api/v1/operations"),
     ("get", "/api/v1/operations/{operation}"),
     ("get", "/api/v1/events"),
+    ("get", "/api/v1/certificates"),
+    ("get", "/api/v1/certificates/{certificate}"),
+    ("put", "/api/v1/certificates/{certificate}"),
+    ("delete", "/api/v1/certificates/{certificate}"),
     ("get", "/api/v1/registries"),
     ("get", "/api/v1/registries/{registry}"),
     ("put", "/api/v1/registries/{registry}"),

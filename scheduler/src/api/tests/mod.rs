@@ -3,6 +3,7 @@
 mod apps;
 mod bad_input;
 mod canary;
+mod certificates;
 mod document;
 mod hosts;
 mod streams;
@@ -99,6 +100,8 @@ impl World {
             created_at: Timestamp::now(),
         };
         store.token_put(&token).await.unwrap();
+        let load = |path: &std::path::PathBuf| Arc::new(::certificates::SealingKeys::load(path).unwrap());
+        let sealing = config.certificates_key_file.as_ref().map(load);
         let engines = backends::engine::opener(EngineOptions::default());
         let fleet = Fleet::new(Arc::clone(&store), Arc::clone(&engines));
         let stop = CancellationToken::new();
@@ -108,6 +111,7 @@ impl World {
             engines,
             fleet,
             Arc::new(Metrics::new()),
+            sealing,
             stop.clone(),
         );
         let n = WORLDS.fetch_add(1, Ordering::Relaxed);

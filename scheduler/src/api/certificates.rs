@@ -1,0 +1,197 @@
+//! Certificates of the gateways: taken in, listed, forgotten. A key goes in and never comes out; it is sealed before it is
+//! written anywhere.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Json;
+use model::certificate::{DEFAULT, MAX_CHAIN, MAX_KEY, MOST, about_key};
+use model::{Certificate, CertificateName, CertificateSource, EventKind, NewEvent, SealedCertificate, Timestamp};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Api;
+use super::auth::Actor;
+use super::error::{ApiError, Code};
+use super::extract::{self, Name};
+
+/// How far the clock of whoever issued a certificate may be ahead, in seconds.
+const AHEAD_S: i64 = 3_600;
+
+/// A certificate.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Certificate)]
+pub(super) struct CertificateView {
+    /// What it is called.
+    name: String,
+    /// `uploaded`, or `acme`: the platform got it by itself.
+    source: String,
+    /// Hosts that it is for; `*.` stands for one label.
+    names: Vec<String>,
+    /// Who issued it, as it says.
+    issuer: String,
+    /// From when it holds.
+    not_before: String,
+    /// When it expires.
+    expires_at: String,
+    /// When it was put in its place.
+    updated_at: String,
+}
+
+impl From<Certificate> for CertificateView {
+    fn from(c: Certificate) -> Self {
+        Self {
+            name: c.name.to_string(),
+            source: c.source.as_str().to_owned(),
+            names: c.names,
+            issuer: c.issuer,
+            not_before: c.not_before.to_string(),
+            expires_at: c.expires_at.to_string(),
+            updated_at: c.updated_at.to_string(),
+        }
+    }
+}
+
+/// A certificate with its key.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CertificateRequest {
+    /// PEM: the server's certificate first, then its issuers; at most 32 KiB.
+    chain: String,
+    /// PEM of its key, at most 8 KiB; never shown again.
+    key: String,
+}
+
+fn name_of(text: &str) -> Result<CertificateName, ApiError> {
+    let name: CertificateName = text.parse().map_err(ApiError::from)?;
+    Ok(name)
+}
+
+fn unknown(name: &CertificateName) -> ApiError {
+    ApiError::not_found("certificate", name)
+}
+
+/// List certificates
+#[utoipa::path(get, path = "/api/v1/certificates", tag = "certificates",
+    responses((status = 200, body = [CertificateView])))]
+pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<CertificateView>>, ApiError> {
+    let all = api.store.certificate_list().await?;
+    Ok(Json(all.into_iter().map(CertificateView::from).collect()))
+}
+
+/// Show a certificate
+#[utoipa::path(get, path = "/api/v1/certificates/{certificate}", tag = "certificates",
+    responses((status = 200, body = CertificateView)))]
+pub(super) async fn info(State(api): State<Api>, Name(name): Name) -> Result<Json<CertificateView>, ApiError> {
+    let name = name_of(&name)?;
+    let all = api.store.certificate_list().await?;
+    let found = all.into_iter().find(|c| c.name == name).ok_or_else(|| unknown(&name))?;
+    Ok(Json(found.into()))
+}
+
+/// Add or replace a certificate
+///
+/// Every gateway serves it within seconds; open connections go on.
+#[utoipa::path(put, path = "/api/v1/certificates/{certificate}", tag = "certificates",
+    request_body = CertificateRequest, responses((status = 200, body = CertificateView)))]
+pub(super) async fn set(
+    State(api): State<Api>,
+    Name(name): Name,
+    actor: Actor,
+    extract::Json(request): extract::Json<CertificateRequest>,
+) -> Result<Json<CertificateView>, ApiError> {
+    let name = name_of(&name)?;
+    let keys = api.sealing.as_ref().ok_or_else(|| {
+        ApiError::new(
+            Code::Conflict,
+            "keys can't be kept safe here: set scheduler.certificates_key_file, and the same at the gateways",
+        )
+    })?;
+    let now = Timestamp::now();
+    let (certificate, chain, key) = read(&name, &request, now)
+        .map_err(|(field, why)| ApiError::new(Code::InvalidRequest, format!("certificate {name}: {why}")).at(field))?;
+    let key = keys
+        .seal(&about_key(&name), key.as_bytes())
+        .map_err(|e| ApiError::internal(&e))?;
+    let sealed = SealedCertificate {
+        chain: chain.into(),
+        key: key.into(),
+    };
+    let message = format!("set certificate {name} for {}", shown(&certificate.names));
+    let event = NewEvent::new(EventKind::Admin, &actor.name, message);
+    if !api.store.certificate_put(&certificate, &sealed, &event, now).await? {
+        return Err(ApiError::new(
+            Code::Conflict,
+            format!("there are {MOST} certificates already: remove some first"),
+        ));
+    }
+    Ok(Json(certificate.into()))
+}
+
+/// What is asked to be kept under `name`, checked: the certificate, its chain and its key as PEM; or the bad field and what is
+/// wrong with it.
+fn read(
+    name: &CertificateName,
+    request: &CertificateRequest,
+    now: Timestamp,
+) -> Result<(Certificate, String, String), (&'static str, String)> {
+    for (field, text, most) in [("/chain", &request.chain, MAX_CHAIN), ("/key", &request.key, MAX_KEY)] {
+        if text.len() > most {
+            return Err((field, format!("it has more than {most} bytes")));
+        }
+    }
+    let pair = ::certificates::Pair::parse(request.chain.as_bytes(), request.key.as_bytes()).map_err(|why| {
+        let field = if why.contains("the key") { "/key" } else { "/chain" };
+        (field, why)
+    })?;
+    let (not_before, expires_at) = (seconds(pair.not_before), seconds(pair.expires));
+    if expires_at <= now {
+        return Err(("/chain", format!("it expired at {expires_at}")));
+    }
+    if pair.not_before > now.as_millis() / 1_000 + AHEAD_S {
+        return Err(("/chain", format!("it does not hold before {not_before}")));
+    }
+    if pair.names.is_empty() && name.as_str() != DEFAULT {
+        return Err(("/chain", "it has no DNS name (subject alternative name)".into()));
+    }
+    // Written anew it may be a little longer than it was given.
+    let (chain, key) = (pair.chain_pem(), pair.key_pem());
+    if chain.len() > MAX_CHAIN || key.len() > MAX_KEY {
+        return Err(("/chain", format!("it has more than {MAX_CHAIN} bytes")));
+    }
+    let certificate = Certificate {
+        name: name.clone(),
+        source: CertificateSource::Uploaded,
+        names: pair.names,
+        issuer: pair.issuer,
+        not_before,
+        expires_at,
+        updated_at: now,
+        mark: rand::random(),
+    };
+    Ok((certificate, chain, key))
+}
+
+fn seconds(unix: i64) -> Timestamp {
+    Timestamp::from_millis(unix.saturating_mul(1_000))
+}
+
+fn shown(names: &[String]) -> String {
+    match names {
+        [] => "names that no other has".into(),
+        [one] => one.clone(),
+        [one, rest @ ..] => format!("{one} and {} more", rest.len()),
+    }
+}
+
+/// Forget a certificate
+#[utoipa::path(delete, path = "/api/v1/certificates/{certificate}", tag = "certificates",
+    responses((status = 204, description = "forgotten")))]
+pub(super) async fn remove(State(api): State<Api>, Name(name): Name, actor: Actor) -> Result<StatusCode, ApiError> {
+    let name = name_of(&name)?;
+    let event = NewEvent::new(EventKind::Admin, &actor.name, format!("forget certificate {name}"));
+    if api.store.certificate_remove(&name, &event, Timestamp::now()).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(unknown(&name))
+    }
+}
