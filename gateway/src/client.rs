@@ -133,6 +133,10 @@ impl AsyncRead for Socket {
             let n = self.before.len().min(buf.remaining());
             buf.put_slice(&self.before[..n]);
             self.before.advance(n);
+            if self.before.is_empty() {
+                // Its buffer is needed no more.
+                self.before = Bytes::new();
+            }
             self.came();
             return Poll::Ready(Ok(()));
         }

@@ -54,7 +54,7 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: Stream,
     if http2 {
         return Box::pin(http2::run(worker, client, stream, before)).await;
     }
-    let exchange = Rc::new(Exchange::new(client));
+    let mut exchange = Rc::new(Exchange::new(Rc::clone(&client)));
     let mut held = (stream, before);
     let mut begun = Some(begun);
     loop {
@@ -65,10 +65,12 @@ pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: Stream,
                 return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
             }
             Done::Parked(stream, before) => {
-                exchange.client.last.forget();
+                client.last.forget();
+                drop(exchange);
                 if before.is_empty() && !parked(worker, &stream).await {
                     return stream.close().await;
                 }
+                exchange = Rc::new(Exchange::new(Rc::clone(&client)));
                 exchange.head_begun.set(!before.is_empty());
                 held = (stream, before);
             }
@@ -174,11 +176,7 @@ async fn serve(
 
     let parts = connection.into_parts();
     let (mut stream, unread) = parts.io.into_inner().into_parts();
-    let read = match (parts.read_buf, unread) {
-        (read, unread) if unread.is_empty() => read,
-        (read, unread) if read.is_empty() => unread,
-        (read, unread) => [read, unread].concat().into(),
-    };
+    let read = joined(parts.read_buf, unread);
     match ended {
         (Some(Ok(())), _) => {
             if let Some(tunnel) = exchange.tunnel.borrow_mut().take() {
@@ -213,6 +211,16 @@ async fn serve(
     }
 }
 
+/// Both, one after the other. What is empty may be the rest of a buffer, which must not outlive this.
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    match (first.is_empty(), second.is_empty()) {
+        (true, true) => Bytes::new(),
+        (false, true) => first,
+        (true, false) => second,
+        (false, false) => [first, second].concat().into(),
+    }
+}
+
 /// Closes our side and reads away what still comes: closing with unread bytes would make the client's stack discard the answer.
 pub(crate) async fn linger(mut stream: Stream) {
     if stream.shutdown().await.is_err() {
@@ -230,4 +238,28 @@ pub(crate) async fn linger(mut stream: Stream) {
     };
     // Whoever has not closed by then is cut off.
     let _ = tokio::time::timeout(LINGER.1, read_away).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Buf as _;
+
+    use super::*;
+
+    #[test]
+    fn nothing_left_holds_no_buffer() {
+        let buffer = Bytes::from(vec![7; 8_192]);
+        let mut rest = buffer.clone();
+        rest.advance(8_192);
+        let held = joined(rest.clone(), rest);
+        assert!(held.is_empty() && buffer.is_unique());
+    }
+
+    #[test]
+    fn what_was_read_stays_in_order() {
+        let (one, two) = (Bytes::from_static(b"one"), Bytes::from_static(b"two"));
+        assert_eq!(joined(one.clone(), Bytes::new()), "one");
+        assert_eq!(joined(Bytes::new(), two.clone()), "two");
+        assert_eq!(joined(one, two), "onetwo");
+    }
 }
