@@ -128,7 +128,6 @@ impl Certificates {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use std::time::Instant;
 
     /// PEM of a self-signed certificate and its key.
     pub(crate) fn made(names: &[&str]) -> (String, String) {
@@ -260,7 +259,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ten_thousand_names_are_found_fast() {
+    fn ten_thousand_names_are_found() {
         let one = certificate("a", &["a.test"]);
         let all = (0..10_000)
             .map(|i| {
@@ -273,19 +272,12 @@ pub(crate) mod tests {
                 })
             })
             .collect();
-        let begun = Instant::now();
         let table = Certificates::new(all);
-        let built = begun.elapsed();
-        let begun = Instant::now();
         for i in 0..10_000 {
-            assert!(table.find(Some(&format!("c{i}.apps.example"))).is_some());
-            assert!(table.find(Some(&format!("www.c{i}.apps.example"))).is_some());
+            for name in [format!("c{i}.apps.example"), format!("www.c{i}.apps.example")] {
+                assert!(table.own(&name).is_some(), "{name}");
+            }
+            assert!(table.own(&format!("d{i}.apps.example")).is_none());
         }
-        let found = begun.elapsed();
-        // Tables that compare name by name would take seconds.
-        assert!(
-            built.as_millis() < 500 && found.as_millis() < 200,
-            "{built:?} {found:?}"
-        );
     }
 }
