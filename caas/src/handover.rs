@@ -10,6 +10,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt as _, FdMapping};
+use gateway::OpenPorts;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +22,9 @@ use crate::exit::Failure;
 const SERVES_WITHIN: Duration = Duration::from_secs(60);
 /// The first descriptor that is handed over (sd_listen_fds(3)).
 const FIRST: i32 = 3;
+
+/// Under which name the ports of TCP apps are handed over; which is whose follows from their numbers.
+pub(crate) const TCP: &str = "tcp";
 
 /// Sockets that another process gave to this one, by name, in order.
 #[derive(Debug, Default)]
@@ -64,20 +68,39 @@ pub(crate) fn serves(pid_file: Option<&Path>) {
     }
 }
 
+/// Beside `pid_file`: why the last hand-over failed, as one line; there is none while that is not so.
+pub(crate) fn why_not(pid_file: &Path) -> PathBuf {
+    let mut name = pid_file.as_os_str().to_owned();
+    name.push(".failed");
+    name.into()
+}
+
 /// This process's own sockets, to be handed over.
 #[derive(Debug)]
 pub(crate) struct Handover {
     sockets: Vec<(&'static str, OwnedFd)>,
+    /// Those of TCP apps, which come and go.
+    ports: OpenPorts,
+    /// Beside it failures are told.
+    pid_file: Option<PathBuf>,
 }
 
 impl Handover {
-    /// Keeps a second descriptor of each socket.
-    pub(crate) fn of<'a>(sockets: impl Iterator<Item = (&'static str, &'a TcpListener)>) -> Result<Self, Failure> {
+    /// Keeps a second descriptor of each socket; those of `ports` are taken when the time has come.
+    pub(crate) fn of<'a>(
+        sockets: impl Iterator<Item = (&'static str, &'a TcpListener)>,
+        ports: OpenPorts,
+        pid_file: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
         let sockets = sockets
             .map(|(name, socket)| Ok((name, socket.try_clone()?.into())))
             .collect::<std::io::Result<_>>()
             .map_err(|e| Failure::error(format!("a socket can't be kept for a successor: {e}")))?;
-        Ok(Self { sockets })
+        Ok(Self {
+            sockets,
+            ports,
+            pid_file,
+        })
     }
 
     /// On each SIGUSR2 starts a successor; cancels `handed_over` and ends when one serves. Ends at `shutdown` too, since a socket
@@ -90,14 +113,35 @@ impl Handover {
                 _ = asked.recv() => {}
                 () = shutdown.cancelled() => return Ok(()),
             }
+            self.tell_failure(None);
             match self.start().await {
                 Ok(successor) => {
                     tracing::info!(successor, "another process serves");
                     handed_over.cancel();
                     return Ok(());
                 }
-                Err(error) => tracing::error!(%error, "no hand-over: this process serves on"),
+                Err(error) => {
+                    tracing::error!(%error, "no hand-over: this process serves on");
+                    self.tell_failure(Some(&error));
+                }
             }
+        }
+    }
+
+    /// Writes down why a hand-over failed, for who has asked for it; `None`: none has failed since.
+    fn tell_failure(&self, error: Option<&str>) {
+        let Some(path) = self.pid_file.as_deref().map(why_not) else {
+            return;
+        };
+        let told = match error {
+            Some(error) => std::fs::write(&path, format!("{error}\n")),
+            None => match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+                _ => Ok(()),
+            },
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, path = %path.display(), "a hand-over's outcome can't be written");
         }
     }
 
@@ -132,19 +176,23 @@ impl Handover {
         let program = arguments
             .next()
             .map_or_else(std::env::current_exe, |name| Ok(name.into()))?;
-        let mut mappings = Vec::with_capacity(self.sockets.len());
-        for (i, (_, socket)) in (FIRST..).zip(&self.sockets) {
-            mappings.push(FdMapping {
-                parent_fd: socket.try_clone()?,
-                child_fd: i,
-            });
+        let mut sockets = Vec::with_capacity(self.sockets.len());
+        for (name, socket) in &self.sockets {
+            sockets.push((*name, socket.try_clone()?));
         }
-        let names: Vec<&str> = self.sockets.iter().map(|(name, _)| *name).collect();
+        sockets.extend(self.ports.sockets()?.into_iter().map(|socket| (TCP, socket)));
+        let names: Vec<&str> = sockets.iter().map(|(name, _)| *name).collect();
+        let names = names.join(":");
+        let count = sockets.len().to_string();
+        let mappings: Vec<FdMapping> = (FIRST..)
+            .zip(sockets)
+            .map(|(child_fd, (_, parent_fd))| FdMapping { parent_fd, child_fd })
+            .collect();
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .env("LISTEN_FDS", self.sockets.len().to_string())
-            .env("LISTEN_FDNAMES", names.join(":"))
+            .env("LISTEN_FDS", count)
+            .env("LISTEN_FDNAMES", names)
             .env_remove("LISTEN_PID")
             .env("NOTIFY_SOCKET", notices);
         command.fd_mappings(mappings).map_err(std::io::Error::other)?;

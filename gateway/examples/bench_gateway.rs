@@ -93,6 +93,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Some(address) => gateway::bind(address, config.worker_count())?,
             None => Vec::new(),
         },
+        tcp: Vec::new(),
         admin: std::net::TcpListener::bind(var("ADMIN", "127.0.0.1:0"))?,
         succession: gateway::Succession::default(),
     };

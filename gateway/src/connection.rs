@@ -18,6 +18,7 @@ use tokio::net::TcpStream;
 
 use crate::answer;
 use crate::client::{Client, Socket};
+use crate::door;
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
 use crate::http2;
@@ -97,12 +98,8 @@ async fn first(worker: &Rc<Worker>, stream: &TcpStream, mut before: Bytes) -> Op
             }
         }
     };
-    tokio::select! {
-        biased;
-        before = reading => before,
-        () = worker.drain.cancelled() => None,
-        () = tokio::time::sleep(worker.limits.head) => None,
-    }
+    // Who has just come when the worker begins to drain is about to ask, and has nowhere else to go.
+    door::within(worker, worker.limits.head, reading).await.flatten()
 }
 
 /// Waits, holding nothing but the socket, until the client sends something; `false` when it is time to close.
@@ -138,7 +135,7 @@ async fn serve(
     let mut drain = pin!(worker.drain.cancelled());
     let mut armed = false;
     let mut listens = false;
-    let mut draining = false;
+    let (mut drained, mut draining) = (None, false);
 
     // The hot path is one poll of hyper and one of the timer. `Some` is hyper's own end, `None` a verdict of the timer.
     let ended = poll_fn(|cx| {
@@ -152,9 +149,13 @@ async fn serve(
                 let _ = drain.as_mut().poll(cx);
             }
             if worker.draining.get() && !draining {
-                draining = true;
-                Pin::new(&mut connection).graceful_shutdown();
-                continue;
+                // Who has just come is about to ask; hyper would close on it.
+                let since = *drained.get_or_insert_with(Instant::now);
+                if !exchange.owes_head() || since.elapsed() >= door::DRAINING {
+                    draining = true;
+                    Pin::new(&mut connection).graceful_shutdown();
+                    continue;
+                }
             }
             // Once it is armed, looking is enough; polling it each time would cost every request.
             if (armed && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {

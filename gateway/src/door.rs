@@ -22,7 +22,7 @@ use crate::worker::Worker;
 use crate::{answer, connection, proxy_protocol, tcp};
 
 /// How long a connection that has sent too little for a request may go on once the worker drains.
-const DRAINING: Duration = Duration::from_secs(1);
+pub(crate) const DRAINING: Duration = Duration::from_secs(1);
 
 /// A listening socket of one worker.
 pub(crate) struct Door {
@@ -246,7 +246,7 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
 }
 
 /// Waits at most so long, and only shortly once the worker drains.
-async fn within<T>(worker: &Worker, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(worker: &Worker, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     let drained = async {
         worker.drain.cancelled().await;
         tokio::time::sleep(DRAINING).await;

@@ -86,6 +86,11 @@ impl Exchange {
         }
     }
 
+    /// Whether a request's head is on its way, or a new connection's first one is to come.
+    pub(crate) fn owes_head(&self) -> bool {
+        self.phase.get() == Phase::Idle && self.head_begun.get()
+    }
+
     /// A request's head is whole.
     #[inline]
     pub(crate) fn begin(&self) {
@@ -195,7 +200,7 @@ impl Watch {
         let still = now.saturating_duration_since(self.moved);
         let (response, idle) = exchange.patience.get();
         match exchange.phase.get() {
-            Phase::Idle if exchange.head_begun.get() => {
+            Phase::Idle if exchange.owes_head() => {
                 let since = *self.head.get_or_insert(now);
                 // The head's time runs from its first byte, however often a byte comes.
                 if now.saturating_duration_since(since) >= limits.head {

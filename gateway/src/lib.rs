@@ -76,7 +76,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
 pub use model::PortRange;
-pub use succession::Succession;
+pub use succession::{OpenPorts, Succession};
 
 use shared::Shared;
 
@@ -99,6 +99,8 @@ pub struct Listeners {
     pub http: Vec<std::net::TcpListener>,
     /// For clients that speak TLS, as many as for plain ones; none when TLS is off.
     pub tls: Vec<std::net::TcpListener>,
+    /// Ports of TCP apps that came from a process before: each is used for the app that has the port, and closed if none has.
+    pub tcp: Vec<std::net::TcpListener>,
     /// For operators.
     pub admin: std::net::TcpListener,
     /// Where they come from and when they go.
@@ -185,11 +187,12 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
 
     let Succession {
         inherited,
+        ports,
         serving,
         handed_over,
     } = listeners.succession;
     let (hands, arrivals): (Vec<_>, Vec<_>) = listeners.http.iter().map(|_| tcp::handover()).unzip();
-    let ports = tcp::Ports::new(Arc::clone(&shared), hands, inherited, stop.clone());
+    let ports = tcp::Ports::new(Arc::clone(&shared), hands, listeners.tcp, ports, stop.clone());
     if let (Some(sources), Some(tls)) = (sources, &shared.tls) {
         tokio::spawn(tls::keep(Arc::clone(tls), sources, deps.reload, control.clone()));
     }

@@ -50,6 +50,8 @@ pub(crate) struct TcpStatus {
     pub(crate) accept_errors: AtomicU64,
     /// Connections closed because no worker took them in time.
     pub(crate) dropped: AtomicU64,
+    /// Open ports, and connections that no worker counts yet.
+    pub(crate) coming: AtomicU64,
 }
 
 /// How the registry copy is.

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
@@ -267,7 +268,11 @@ pub(crate) fn run(
         worker.draining.set(true);
         worker.drain.cancel();
         let deadline = Instant::now() + Duration::from_secs(worker.shared.config.drain_timeout_s);
-        while worker.stats().connections_open.get() > 0 && Instant::now() < deadline {
+        let busy = || {
+            let coming = worker.shared.tcp.coming.load(Ordering::SeqCst) > 0;
+            coming || worker.stats().connections_open.get() > 0
+        };
+        while busy() && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         worker.leaving.set(true);

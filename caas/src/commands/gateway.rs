@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::cell;
+use super::upgrade::{self, UpgradeArgs};
 use crate::client::context::Context;
 use crate::client::{ApiError, Client, Target};
 use crate::exit::{self, Failure};
@@ -32,6 +33,8 @@ pub(crate) enum GatewayCommand {
     Drain(AdminArgs),
     /// Make /ready answer 200 again
     Undrain(AdminArgs),
+    /// Have a gateway of this machine hand its sockets to a new process of its program file, and wait until that serves
+    Upgrade(UpgradeArgs),
 }
 
 /// Which gateway.
@@ -149,6 +152,12 @@ pub(crate) async fn run(command: &GatewayCommand, output: Output) -> Result<(), 
         GatewayCommand::Undrain(args) => {
             let answer = admin(args)?.post("/undrain", &json!({})).await?;
             show(output, &answer, |_| "the gateway is ready again".into());
+        }
+        GatewayCommand::Upgrade(args) => {
+            let answer = upgrade::run(args).await?;
+            show(output, &answer, |answer| {
+                format!("process {} serves, {} drains", answer["pid"], answer["predecessor"])
+            });
         }
     }
     Ok(())

@@ -13,6 +13,7 @@ pub(crate) mod logs;
 pub(crate) mod operation;
 pub(crate) mod registry;
 pub(crate) mod system;
+pub(crate) mod upgrade;
 
 use std::time::Duration;
 

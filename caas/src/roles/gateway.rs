@@ -49,7 +49,7 @@ struct RoleArgs {
     /// File that keeps the last registry copy for a start without the registry
     #[arg(long, value_name = "FILE")]
     snapshot_file: Option<PathBuf>,
-    /// File that holds the process id; `kill -USR2` hands the sockets to a new process without losing a connection
+    /// File that holds the process id; `caas gateway upgrade` with it hands the sockets to a new process without losing a connection
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
 }
@@ -122,8 +122,8 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
         // Until the old process is gone, both are known to registry-sync.
         settings.id = format!("{}-{}", settings.id, std::process::id());
     }
-    let handover = Handover::of(sockets(&listeners))?;
     let succession = listeners.succession.clone();
+    let handover = Handover::of(sockets(&listeners), succession.ports.clone(), settings.pid_file.clone())?;
     process::run_role(|shutdown| async move {
         let registry = backends::registry::open_reader(&url).map_err(|e| Failure::usage(e.to_string()))?;
         tracing::info!(listen = %settings.listen, admin = %settings.admin, domain = %settings.domain, registry = %url, "gateway");
@@ -183,6 +183,7 @@ pub(crate) fn bind(
     Ok(Listeners {
         http,
         tls,
+        tcp: inherited.named(handover::TCP),
         admin,
         succession,
     })

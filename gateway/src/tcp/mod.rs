@@ -17,9 +17,13 @@ mod ports;
 mod splice;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use model::AppId;
 use tokio::sync::mpsc;
+
+use crate::shared::Shared;
 
 pub(crate) use claims::Claims;
 pub(crate) use passage::{Call, carry, serve};
@@ -29,13 +33,31 @@ pub(crate) use ports::Ports;
 const WAITING: usize = 1_024;
 
 /// A connection that is to go to an app.
-#[derive(Debug)]
 pub(crate) struct Arrival {
     pub(crate) stream: std::net::TcpStream,
     pub(crate) peer: SocketAddr,
     /// The port at which it came.
     pub(crate) port: u16,
     pub(crate) app: AppId,
+    /// Until it counts as open.
+    pub(crate) coming: OnTheWay,
+}
+
+/// Something that may still bring a worker a connection, until this is dropped: an open port, a connection that no worker counts yet. A
+/// worker that drains waits for it.
+pub(crate) struct OnTheWay(Arc<Shared>);
+
+impl OnTheWay {
+    pub(crate) fn new(shared: &Arc<Shared>) -> Self {
+        shared.tcp.coming.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for OnTheWay {
+    fn drop(&mut self) {
+        self.0.tcp.coming.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// The way to a worker, and the worker's end of it.

@@ -125,6 +125,7 @@ impl Drop for Passage {
 pub(crate) async fn serve(worker: &Rc<Worker>, arrival: Arrival) {
     worker.stats().connections.add(1);
     let _open = Open::new(Rc::clone(worker));
+    drop(arrival.coming);
     let Ok(client) = TcpStream::from_std(arrival.stream) else {
         return;
     };

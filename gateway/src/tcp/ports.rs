@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt as _;
 use model::AppId;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::Arrival;
+use super::{Arrival, OnTheWay};
 use crate::shared::Shared;
+use crate::succession::OpenPorts;
 
 /// Between two tries at ports that can't be opened.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -25,8 +25,10 @@ pub(crate) struct Ports {
     shared: Arc<Shared>,
     /// A way to each worker.
     hands: Arc<[mpsc::Sender<Arrival>]>,
-    /// Another process may still have the ports, and is about to close them.
-    inherited: bool,
+    /// From a process before, until it is known which ports are wanted.
+    inherited: BTreeMap<u16, TcpListener>,
+    /// Open ones, for a process after.
+    known: OpenPorts,
     stop: CancellationToken,
     wanted: BTreeMap<u16, AppId>,
     open: BTreeMap<u16, (AppId, DropGuard)>,
@@ -36,17 +38,25 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    /// No port yet; all close at `stop`. `inherited`: this process takes the place of another one, whose ports it opens beside it.
+    /// No port yet; all close at `stop`. `inherited`: open already; `known` hears of all that are.
     pub(crate) fn new(
         shared: Arc<Shared>,
         hands: Vec<mpsc::Sender<Arrival>>,
-        inherited: bool,
+        inherited: Vec<std::net::TcpListener>,
+        known: OpenPorts,
         stop: CancellationToken,
     ) -> Self {
+        // One that can't be used is opened anew.
+        let listener = |socket| {
+            let listener = TcpListener::from_std(socket).ok()?;
+            Some((listener.local_addr().ok()?.port(), listener))
+        };
+        let inherited = inherited.into_iter().filter_map(listener).collect();
         Self {
             shared,
             hands: hands.into(),
             inherited,
+            known,
             stop,
             wanted: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -73,6 +83,10 @@ impl Ports {
 
     /// Tries what could not be opened once more, now and then.
     pub(crate) fn tend(&mut self, now: Instant) {
+        if self.shared.registry.loaded.is_cancelled() {
+            // Those that are left are nobody's.
+            self.inherited.clear();
+        }
         if !self.failed.is_empty() && now.saturating_duration_since(self.tried) >= AGAIN {
             self.tried = now;
             self.look();
@@ -92,8 +106,13 @@ impl Ports {
             if self.open.contains_key(port) {
                 continue;
             }
-            match listen(SocketAddr::new(ip, *port), self.inherited) {
+            let address = SocketAddr::new(ip, *port);
+            let inherited = self.inherited.remove(port);
+            let inherited = inherited.filter(|l| l.local_addr().is_ok_and(|at| at == address));
+            match inherited.map_or_else(|| listen(address), Ok) {
                 Ok(listener) => {
+                    let listener = Arc::new(listener);
+                    self.known.add(*port, &listener);
                     tracing::info!(%app, port, "port opened");
                     self.failed.remove(port);
                     let close = self.stop.child_token();
@@ -103,6 +122,7 @@ impl Ports {
                         app: app.clone(),
                         port: *port,
                         turn: 0,
+                        _coming: OnTheWay::new(&self.shared),
                     };
                     tokio::spawn(accepting.run(listener, close.clone()));
                     self.open.insert(*port, (app.clone(), close.drop_guard()));
@@ -120,27 +140,19 @@ impl Ports {
     }
 }
 
-/// A listener at `address`. Our successor may open it beside us (`SO_REUSEPORT`); that nobody else has it is found out first,
-/// unless `beside` a predecessor, which has it by right.
-fn listen(address: SocketAddr, beside: bool) -> io::Result<TcpListener> {
-    let bind = |share: bool| -> io::Result<socket2::Socket> {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(address),
-            socket2::Type::STREAM,
-            Some(socket2::Protocol::TCP),
-        )?;
-        // Connections of a listener before it may still be open.
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(share)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(crate::BACKLOG)?;
-        Ok(socket)
-    };
-    if !beside {
-        bind(false)?;
-    }
-    TcpListener::from_std(bind(true)?.into())
+/// A listener at `address`.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        Some(socket2::Protocol::TCP),
+    )?;
+    // Connections of a listener before it may still be open.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(crate::BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 /// One open port.
@@ -150,10 +162,11 @@ struct Accepting {
     app: AppId,
     port: u16,
     turn: usize,
+    _coming: OnTheWay,
 }
 
 impl Accepting {
-    async fn run(mut self, listener: TcpListener, close: CancellationToken) {
+    async fn run(mut self, listener: Arc<TcpListener>, close: CancellationToken) {
         let mut pause = Duration::ZERO;
         loop {
             let accepted = tokio::select! {
@@ -174,10 +187,10 @@ impl Accepting {
             tracing::warn!(port = self.port, %error, "a connection could not be accepted");
             tokio::time::sleep(pause).await;
         }
-        // Who has been let in by the kernel already must not be thrown out.
-        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-            if let Ok(stream) = stream.into_std() {
-                self.hand_over(stream, peer);
+        // Who has been let in by the kernel already must not be thrown out. The runtime may not know of all of them yet.
+        while let Ok((stream, peer)) = socket2::SockRef::from(&*listener).accept() {
+            if let (Ok(()), Some(peer)) = (stream.set_nonblocking(true), peer.as_socket()) {
+                self.hand_over(stream.into(), peer);
             }
         }
         tracing::info!(app = %self.app, port = self.port, "port closed");
@@ -197,6 +210,7 @@ impl Accepting {
             peer,
             port: self.port,
             app: self.app.clone(),
+            coming: OnTheWay::new(&self.shared),
         };
         if self.hands[worker].try_send(arrival).is_err() {
             self.shared.tcp.dropped.fetch_add(1, Ordering::Relaxed);

@@ -335,7 +335,8 @@ async fn limits_and_silence_are_those_of_tcp_routes() {
     assert!(client.connect(at, "vault.localhost").await.is_err());
     ended(&gateway, "denied", 1.0).await;
     // Nothing of it stays counted.
-    let open = "caas_gateway_connections_open";
+    let open = "caas_gateway_connections";
+    assert!(gateway.metric("caas_gateway_connections_total").await > 0.5);
     let deadline = Instant::now() + LIMIT;
     while gateway.metric(open).await > 0.5 {
         assert!(Instant::now() < deadline, "{open}");

@@ -8,6 +8,48 @@ use tokio::net::TcpStream;
 use crate::support::*;
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_just_connected_is_answered() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(TcpStream::connect(gateway.http).await.unwrap());
+    }
+    let deadline = Instant::now() + LIMIT;
+    while gateway.metric("caas_gateway_connections").await < 2.0 {
+        assert!(Instant::now() < deadline, "both are open");
+    }
+    gateway.shutdown.cancel();
+    let closed = Instant::now() + LIMIT;
+    while TcpStream::connect(gateway.http).await.is_ok() {
+        assert!(Instant::now() < closed, "the port closes");
+    }
+    let (mut asks, mut silent) = (clients.remove(0), clients.remove(0));
+    let request = b"GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n";
+    asks.write_all(request).await.unwrap();
+    let mut got = Vec::new();
+    tokio::time::timeout(LIMIT, asks.read_to_end(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    let answer = Answer::parse(&got);
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+    // Who says nothing holds nobody up.
+    let begun = Instant::now();
+    got.clear();
+    tokio::time::timeout(LIMIT, silent.read_to_end(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(got.is_empty() && begun.elapsed() < Duration::from_secs(3));
+    tokio::time::timeout(LIMIT, gateway.task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn open_requests_finish_and_idle_connections_close() {
     let (slow, connections) = upstream(|mut stream, _| async move {
         let mut buffer = Vec::new();

@@ -141,6 +141,7 @@ impl Gateway {
         let listeners = Listeners {
             http,
             tls,
+            tcp: Vec::new(),
             admin,
             succession: gateway::Succession::default(),
         };

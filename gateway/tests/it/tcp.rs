@@ -352,6 +352,29 @@ async fn a_stopping_gateway_closes_its_ports_and_lets_connections_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_has_connected_when_the_gateway_stops_is_served() {
+    for _ in 0..10 {
+        let (gateway, at) = db(&[named("a").await]).await;
+        // Let in by the kernel, whether the gateway knows of it or not.
+        let mut clients = Vec::new();
+        for _ in 0..20 {
+            clients.push(TcpStream::connect(at).await.unwrap());
+        }
+        gateway.shutdown.cancel();
+        for mut client in clients {
+            client.write_all(b"word").await.unwrap();
+            client.shutdown().await.unwrap();
+            assert_eq!(rest(&mut client).await, "awordbye");
+        }
+        tokio::time::timeout(LIMIT, gateway.task)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_client_stays_with_one_endpoint_when_hashed_by_address() {
     let mut app = tcp(free_port().await);
     app.balance = Balance::ConsistentHash;

@@ -204,6 +204,7 @@ async fn a_start_without_the_registry_serves_those_of_the_snapshot_file() {
     let listeners = gateway::Listeners {
         http: gateway::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap(),
         tls: gateway::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap(),
+        tcp: Vec::new(),
         admin: std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
         succession: gateway::Succession::default(),
     };
