@@ -100,6 +100,7 @@ impl BodyState {
     /// `body`, failing beyond `most` bytes.
     pub(crate) fn new(body: ClientBody, most: u64, exchange: Rc<Exchange>) -> Rc<Self> {
         exchange.body_open.set(true);
+        exchange.arrival.begin();
         Rc::new(Self {
             bytes: Cell::new(0),
             progress: Cell::new(Progress::Open),
@@ -187,10 +188,15 @@ impl BodyState {
         let Some(body) = &mut *source else {
             return Poll::Ready(Some(Err(BodyError)));
         };
-        match ready!(Pin::new(&mut *body).poll_frame(cx)) {
+        let Poll::Ready(next) = Pin::new(&mut *body).poll_frame(cx) else {
+            self.exchange.arrival.wants();
+            return Poll::Pending;
+        };
+        match next {
             Some(Ok(mut frame)) => {
                 if let Some(data) = frame.data_ref() {
                     self.bytes.set(self.bytes.get() + data.len() as u64);
+                    self.exchange.arrival.came(self.bytes.get());
                     if self.bytes.get() > self.most {
                         self.end(Progress::TooLarge);
                         return Poll::Ready(Some(Err(BodyError)));

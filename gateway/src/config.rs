@@ -63,6 +63,11 @@ pub struct Config {
     pub idle_timeout_s: u64,
     /// Milliseconds without a byte of an unfinished request body. 100-3,600,000, default 30,000.
     pub body_idle_ms: u64,
+    /// Bytes per second that a request's body has to bring at least, on average over the time that the gateway waits for it
+    /// (408 below), until the answer begins; not of gRPC; 0: any rate. 0-1,000,000, default 240, as Kestrel has it.
+    pub min_body_bytes_per_s: u64,
+    /// Milliseconds of waiting for a body before its rate counts. 100-3,600,000, default 5,000.
+    pub min_body_grace_ms: u64,
     /// Largest request head in bytes (431 beyond). 1,024-262,144, default 32,768.
     pub max_head_bytes: usize,
     /// Most header fields of a request or an answer (431, 502 beyond). 10-1,000, default 100.
@@ -145,6 +150,8 @@ impl Default for Config {
             header_timeout_ms: 10_000,
             idle_timeout_s: 75,
             body_idle_ms: 30_000,
+            min_body_bytes_per_s: 240,
+            min_body_grace_ms: 5_000,
             max_head_bytes: 32 * 1024,
             max_head_fields: 100,
             http2_max_streams: 250,
@@ -198,6 +205,8 @@ impl Config {
         within("tls_handshake_timeout_ms", self.tls_handshake_timeout_ms, 100, 600_000)?;
         within("idle_timeout_s", self.idle_timeout_s, 1, 86_400)?;
         within("body_idle_ms", self.body_idle_ms, 100, 3_600_000)?;
+        within("min_body_bytes_per_s", self.min_body_bytes_per_s, 0, 1_000_000)?;
+        within("min_body_grace_ms", self.min_body_grace_ms, 100, 3_600_000)?;
         within("max_head_bytes", self.max_head_bytes as u64, 1_024, 262_144)?;
         within("max_head_fields", self.max_head_fields as u64, 10, 1_000)?;
         within("http2_max_streams", u64::from(self.http2_max_streams), 1, 10_000)?;

@@ -31,6 +31,8 @@ pub(crate) struct Exchange {
     pub(crate) head_begun: Cell<bool>,
     /// The current request's body is not whole.
     pub(crate) body_open: Cell<bool>,
+    /// How the current request's body comes.
+    pub(crate) arrival: Arrival,
     /// Set by the timer when the current request waited too long.
     pub(crate) expired: Cell<bool>,
     /// The last request's body was not read to its end: what still comes must be read away, or the peer's stack discards the answer.
@@ -63,6 +65,7 @@ impl Exchange {
             // A new connection owes a head from the start.
             head_begun: Cell::new(true),
             body_open: Cell::new(false),
+            arrival: Arrival::default(),
             expired: Cell::new(false),
             linger: Cell::new(false),
             patience: Cell::default(),
@@ -139,11 +142,63 @@ impl Exchange {
     }
 }
 
+/// How a request's body comes: what the timer needs to know who trickles.
+#[derive(Debug, Default)]
+pub(crate) struct Arrival {
+    bytes: Cell<u64>,
+    /// The endpoint would take more than has come. While it does not, the client waits, not the gateway.
+    wanted: Cell<bool>,
+    /// How long more was wanted, as far as the timer saw.
+    waited: Cell<Duration>,
+    /// It may take its time: calls of gRPC may stay open for as long as their app likes.
+    pub(crate) patient: Cell<bool>,
+}
+
+impl Arrival {
+    /// A body begins.
+    pub(crate) fn begin(&self) {
+        self.bytes.set(0);
+        self.wanted.set(false);
+        self.waited.set(Duration::ZERO);
+    }
+
+    /// So many bytes have come in all.
+    #[inline]
+    pub(crate) fn came(&self, bytes: u64) {
+        self.bytes.set(bytes);
+        self.wanted.set(false);
+    }
+
+    /// More is wanted than has come.
+    #[inline]
+    pub(crate) fn wants(&self) {
+        self.wanted.set(true);
+    }
+
+    /// Whether it comes too slowly on average, `since` the timer looked last.
+    fn trickles(&self, pace: Pace, since: Duration) -> bool {
+        if !self.wanted.get() || self.patient.get() {
+            return false;
+        }
+        let waited = self.waited.get() + since;
+        self.waited.set(waited);
+        waited > pace.grace && u128::from(self.bytes.get()) * 1_000 < u128::from(pace.bytes_per_s) * waited.as_millis()
+    }
+}
+
 fn note(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
     match &mut *place.borrow_mut() {
         Some(waker) => waker.clone_from(cx.waker()),
         none => *none = Some(cx.waker().clone()),
     }
+}
+
+/// How fast a body has to come, on average over the time that is spent waiting for it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pace {
+    pub(crate) bytes_per_s: u64,
+    /// It counts once so much time was spent.
+    pub(crate) grace: Duration,
 }
 
 /// Limits of the timer, all from the configuration.
@@ -152,6 +207,7 @@ pub(crate) struct Limits {
     pub(crate) head: Duration,
     pub(crate) idle: Duration,
     pub(crate) body: Duration,
+    pub(crate) pace: Pace,
     pub(crate) park: Option<Duration>,
 }
 
@@ -175,6 +231,8 @@ pub(crate) enum Verdict {
 #[derive(Debug)]
 pub(crate) struct Watch {
     progress: u32,
+    /// When it looked last.
+    looked: Instant,
     /// When bytes were last seen to move.
     moved: Instant,
     /// When a head was first seen to be on its way.
@@ -186,6 +244,7 @@ impl Watch {
     pub(crate) fn new(now: Instant, head: Option<Instant>) -> Self {
         Self {
             progress: 0,
+            looked: now,
             moved: now,
             head,
         }
@@ -198,6 +257,7 @@ impl Watch {
             self.moved = now;
         }
         let still = now.saturating_duration_since(self.moved);
+        let since = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let (response, idle) = exchange.patience.get();
         match exchange.phase.get() {
             Phase::Idle if exchange.owes_head() => {
@@ -224,7 +284,7 @@ impl Watch {
                 } else {
                     response
                 };
-                if still >= most {
+                if still >= most || (exchange.body_open.get() && exchange.arrival.trickles(limits.pace, since)) {
                     return Verdict::Expire;
                 }
             }
@@ -254,6 +314,10 @@ mod tests {
         head: Duration::from_secs(10),
         idle: Duration::from_secs(75),
         body: Duration::from_secs(30),
+        pace: Pace {
+            bytes_per_s: 240,
+            grace: Duration::from_secs(5),
+        },
         park: Some(Duration::from_secs(2)),
     };
 
@@ -321,5 +385,79 @@ mod tests {
         exchange.body_open.set(true);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 620)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 621)), Verdict::Cut);
+    }
+
+    /// A request whose body is wanted and whose timer looks each second.
+    fn sending() -> (Exchange, Watch, Instant) {
+        let (exchange, start) = (exchange(), Instant::now());
+        exchange.begin();
+        exchange.arrival.begin();
+        exchange.body_open.set(true);
+        (exchange, Watch::new(start, None), start)
+    }
+
+    /// When it is given up, if `bytes` come each second and are waited for.
+    fn given_up(exchange: &Exchange, watch: &mut Watch, start: Instant, bytes: u64) -> Option<u64> {
+        (1..600).find(|s| {
+            exchange.moved();
+            exchange.arrival.came(s * bytes);
+            exchange.arrival.wants();
+            watch.look(exchange, &LIMITS, at(start, *s)) == Verdict::Expire
+        })
+    }
+
+    #[test]
+    fn a_body_that_trickles_is_given_up_after_its_grace() {
+        for (bytes, when) in [(0, Some(6)), (1, Some(6)), (239, Some(6)), (240, None), (100_000, None)] {
+            let (exchange, mut watch, start) = sending();
+            assert_eq!(given_up(&exchange, &mut watch, start, bytes), when, "{bytes} bytes/s");
+        }
+        // What came fast buys time for what does not.
+        let (exchange, mut watch, start) = sending();
+        exchange.arrival.came(24_000);
+        exchange.arrival.wants();
+        let cut = (1..600).find(|s| {
+            exchange.moved();
+            watch.look(&exchange, &LIMITS, at(start, *s)) == Verdict::Expire
+        });
+        assert_eq!(cut, Some(101));
+    }
+
+    #[test]
+    fn only_the_time_that_the_gateway_waits_counts() {
+        // The endpoint does not read.
+        let (exchange, mut watch, start) = sending();
+        exchange.arrival.came(10);
+        for s in 1..60 {
+            exchange.moved();
+            assert_eq!(watch.look(&exchange, &LIMITS, at(start, s)), Verdict::Wait);
+        }
+        // The answer has begun, the call is gRPC's, or no rate is asked for.
+        let (exchange, mut watch, start) = sending();
+        exchange.arrival.patient.set(true);
+        assert_eq!(given_up(&exchange, &mut watch, start, 1), None);
+        let (exchange, mut watch, start) = sending();
+        exchange.phase.set(Phase::Answering);
+        exchange
+            .patience
+            .set((Duration::from_secs(60), Duration::from_secs(60)));
+        assert_eq!(given_up(&exchange, &mut watch, start, 1), None);
+        let (exchange, mut watch, start) = sending();
+        let pace = Pace {
+            bytes_per_s: 0,
+            ..LIMITS.pace
+        };
+        let any = Limits { pace, ..LIMITS };
+        for s in 1..29 {
+            exchange.arrival.wants();
+            assert_eq!(watch.look(&exchange, &any, at(start, s)), Verdict::Wait);
+        }
+        // The next request begins anew.
+        let (exchange, mut watch, start) = sending();
+        assert_eq!(given_up(&exchange, &mut watch, start, 1), Some(6));
+        exchange.begin();
+        exchange.arrival.begin();
+        exchange.body_open.set(true);
+        assert_eq!(given_up(&exchange, &mut watch, at(start, 6), 1), Some(6));
     }
 }

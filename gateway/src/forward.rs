@@ -257,6 +257,7 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     let copy = Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare());
     rules.apply(&mut parts.headers, &exchange.client);
     if has_body {
+        exchange.arrival.patient.set(*shape == Shape::Grpc);
         flight.body = Some(BodyState::new(body, settings.max_body, exchange));
     }
     // The front connection's must not reach the upstream one.

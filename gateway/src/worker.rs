@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::door::Door;
-use crate::exchange::Limits;
+use crate::exchange::{Limits, Pace};
 use crate::h2c;
 use crate::http2;
 use crate::metrics::{SAMPLED, WorkerStats};
@@ -83,7 +83,11 @@ impl Worker {
         let head = Duration::from_millis(config.header_timeout_ms);
         let body = Duration::from_millis(config.body_idle_ms);
         let park = (config.park_after_ms > 0).then(|| Duration::from_millis(config.park_after_ms));
-        let shortest = head.min(body).min(park.unwrap_or(head));
+        let pace = Pace {
+            bytes_per_s: config.min_body_bytes_per_s,
+            grace: Duration::from_millis(config.min_body_grace_ms),
+        };
+        let shortest = head.min(body).min(pace.grace).min(park.unwrap_or(head));
         Self {
             index,
             table: RefCell::new(Cache::new(Arc::clone(&shared.table))),
@@ -101,6 +105,7 @@ impl Worker {
                 head,
                 idle: Duration::from_secs(config.idle_timeout_s),
                 body,
+                pace,
                 park,
             },
             handshake: Duration::from_millis(config.tls_handshake_timeout_ms),

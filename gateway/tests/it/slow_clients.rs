@@ -52,3 +52,56 @@ async fn slow_heads_are_cut() {
     }
     assert!(start.elapsed().as_millis() < 2_000, "cut after {:?}", start.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_trickle_are_cut() {
+    let app = Recorder::start("app").await;
+    let strict = gateway::Config {
+        min_body_grace_ms: 300,
+        ..config()
+    };
+    let gateway = Gateway::hello_with(strict, &[app.at], model::AppConfig::default()).await;
+    for framing in ["Content-Length: 5000", "Transfer-Encoding: chunked"] {
+        let mut client = TcpStream::connect(gateway.http).await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nHost: hello.localhost\r\n{framing}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        let start = std::time::Instant::now();
+        let mut got = Vec::new();
+        // 20 bytes/s of chunks or of what looks like some.
+        while start.elapsed() < LIMIT && got.is_empty() {
+            let _ = client.write_all(b"1\r\na\r\n").await;
+            let pause = std::time::Duration::from_millis(300);
+            let _ = tokio::time::timeout(pause, client.read_buf(&mut got)).await;
+        }
+        let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut got)).await;
+        let answer = Answer::parse(&got);
+        assert_eq!((answer.status, answer.reason()), (408, "request_timeout"), "{framing}");
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert!(start.elapsed().as_millis() < 3_000, "cut after {:?}", start.elapsed());
+    }
+    // By HTTP/2 the stream ends, the connection does not.
+    let mut client = crate::http2_support::Client::open(gateway.http).await;
+    let request = http::Request::post("http://hello.localhost/").body(()).unwrap();
+    let (response, mut send) = client.start(request, false).await;
+    let trickle = async {
+        while send.send_data("a".into(), false).is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(crate::http2_support::finish(response), trickle);
+    // What the app has of it it does not answer.
+    assert_eq!(answer.unwrap().status(), 408);
+    assert_eq!(app.count(), 0);
+    assert_eq!(client.get("hello.localhost", "/").await.status(), 200);
+    // Slow, but not that slow: 20 pieces of 100 bytes each 50 ms.
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: close\r\nContent-Length: 2000\r\n\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    for _ in 0..20 {
+        client.write_all(&[b'a'; 100]).await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(read_until(&mut client, "app").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(app.last().body.len(), 2_000);
+    assert!(gateway.admin("/routes").await.body.contains("\"failures\":0"));
+}
