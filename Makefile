@@ -1,10 +1,11 @@
-.PHONY: help demo demo-down test check bench clean
+.PHONY: help demo demo-down test check bench fuzz clean
 
 help:
 	@echo 'make demo       the platform on this machine with a sample app; make demo-down takes it away again'
 	@echo 'make test       all tests (installs what they need)'
 	@echo 'make check      formatting, lints, unit tests: the quick part of make test'
 	@echo 'make bench      measures what SPECIFICATION.md promises'
+	@echo 'make fuzz       feeds the fuzz targets, TARGET=host SECONDS=180 each (needs a nightly toolchain)'
 	@echo 'make clean      removes what was built'
 
 demo:
@@ -23,6 +24,9 @@ check:
 
 bench:
 	@scripts/bench.sh
+
+fuzz:
+	@TARGET='$(TARGET)' FUZZ_SECONDS='$(SECONDS)' INPUT='$(INPUT)' scripts/fuzz.sh
 
 clean:
 	cargo clean

@@ -180,7 +180,8 @@ impl Arrival {
         if !self.wanted.get() || self.patient.get() {
             return false;
         }
-        let waited = self.waited.get() + since;
+        // A timer that looks late says that the gateway was busy, not that the client was slow.
+        let waited = self.waited.get() + since.min(pace.grace / 4);
         self.waited.set(waited);
         waited > pace.grace && u128::from(self.bytes.get()) * 1_000 < u128::from(pace.bytes_per_s) * waited.as_millis()
     }
@@ -432,6 +433,10 @@ mod tests {
             exchange.moved();
             assert_eq!(watch.look(&exchange, &LIMITS, at(start, s)), Verdict::Wait);
         }
+        // The gateway itself was too busy to look.
+        let (exchange, mut watch, start) = sending();
+        exchange.arrival.wants();
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 20)), Verdict::Wait);
         // The answer has begun, the call is gRPC's, or no rate is asked for.
         let (exchange, mut watch, start) = sending();
         exchange.arrival.patient.set(true);

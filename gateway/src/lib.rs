@@ -36,6 +36,8 @@ mod exchange;
 mod flight;
 mod follow;
 mod forward;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod h2c;
 mod headers;
 mod hints;

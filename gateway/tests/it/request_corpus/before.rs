@@ -5,8 +5,7 @@ use gateway::Config;
 use super::Ask::{Get, Raw};
 use super::Case;
 use super::Want::{Refused, Sees, Silence};
-use super::run::{Family, run};
-use crate::support::config;
+use super::run::{Family, calm, run};
 use crate::tls_support::Authority;
 
 /// Sent by a balancer, which has to begin with a header.
@@ -65,7 +64,7 @@ pub(super) const TLS: &[Case] = &[
 async fn balancers_say_who_it_is() {
     let config = Config {
         proxy_protocol_from: vec!["127.0.0.0/8".parse().unwrap()],
-        ..config()
+        ..calm()
     };
     let greeting = b"PROXY UNKNOWN\r\n";
     run(Family {

@@ -5,8 +5,7 @@ use gateway::Config;
 use super::Ask::{Get, Line, Post, Raw};
 use super::Case;
 use super::Want::{Cut, Refused, Sees, Silence};
-use super::run::{Family, run};
-use crate::support::config;
+use super::run::{Family, calm, run};
 
 #[rustfmt::skip]
 pub(super) const CASES: &[Case] = &[
@@ -61,7 +60,7 @@ async fn what_does_not_come_is_not_waited_for() {
     let config = Config {
         header_timeout_ms: 1_000,
         body_idle_ms: 1_000,
-        ..config()
+        ..calm()
     };
     run(Family {
         config,
