@@ -21,6 +21,9 @@ pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwa
 pub(crate) const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// No id that is sound.
+static NO_ID: HeaderValue = HeaderValue::from_static("");
+
 const HTTP: HeaderValue = HeaderValue::from_static("http");
 const HTTPS: HeaderValue = HeaderValue::from_static("https");
 
@@ -188,7 +191,10 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             10 if *name == header::CONNECTION => f.connection(value),
             10 if text == "keep-alive" => f.remove |= KEEP_ALIVE,
             12 if *name == header::CONTENT_TYPE => seen.grpc = is_grpc(value),
-            12 if text == "x-request-id" => seen.request_id = Some(value),
+            // Of several lines none is the request's.
+            12 if text == "x-request-id" => {
+                seen.request_id = Some(if seen.request_id.is_some() { &NO_ID } else { value });
+            }
             14 if *name == header::CONTENT_LENGTH => f.padded_length = matches!(value.as_bytes(), [b'0', _, ..]),
             14 if text == "http2-settings" => f.remove |= HTTP2_SETTINGS,
             // Apps that read `_` as `-` would take them for the framing.

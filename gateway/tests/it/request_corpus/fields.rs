@@ -48,6 +48,8 @@ pub(super) const CASES: &[Case] = &[
     Case("request-id-kept", "the gateway's own words", Get(b"X-Request-Id: abc-123\r\n"), Sees("GET /a HTTP/1.1|x-request-id: abc-123", b"")),
     Case("request-id-odd", "the gateway's own words", Get(b"X-Request-Id: a b\"c\r\n"), Sees(A, b"")),
     Case("request-id-long", "the gateway's own words", Get(b"X-Request-Id: {a*1000}\r\n"), Sees(A, b"")),
+    Case("request-id-odd-then-good", "the gateway's own words", Get(b"X-Request-Id: a b\r\nX-Request-Id: abc-123\r\n"), Sees(A, b"")),
+    Case("request-id-good-twice", "the gateway's own words", Get(b"X-Request-Id: abc-123\r\nX-Request-Id: abc-123\r\n"), Sees(A, b"")),
     Case("request-id-twice", "the gateway's own words", Get(b"X-Request-Id: a b\r\nX-Request-Id: c d\r\n"), Sees(A, b"")),
     Case("connection-takes-forwarded-in", "CVE-2022-31813", Get(b"Connection: close, X-Forwarded-For\r\nX-Forwarded-For: 6.6.6.6\r\n"), Last(A, b"")),
     // Upgrades: to nothing that changes the framing, and only when asked for properly.
