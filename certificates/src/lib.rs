@@ -7,5 +7,5 @@
 mod pair;
 mod seal;
 
-pub use pair::Pair;
+pub use pair::{BadPair, Pair};
 pub use seal::SealingKeys;

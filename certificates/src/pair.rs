@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use pem::{EncodeConfig, LineEnding, Pem};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -15,6 +14,17 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 const MOST_NAMES: usize = 1_000;
 /// Most certificates of one chain.
 const LONGEST_CHAIN: usize = 10;
+
+/// Which of the two is wrong, and what is wrong with it.
+#[derive(Debug, thiserror::Error)]
+pub enum BadPair {
+    /// The chain.
+    #[error("{0}")]
+    Chain(String),
+    /// The key, or that it is not the chain's.
+    #[error("{0}")]
+    Key(String),
+}
 
 /// A chain with its key, proved to fit.
 #[derive(Debug)]
@@ -37,23 +47,28 @@ impl Pair {
     ///
     /// # Errors
     /// One sentence: what is wrong with which of them.
-    pub fn parse(chain: &[u8], key: &[u8]) -> Result<Self, String> {
+    pub fn parse(chain: &[u8], key: &[u8]) -> Result<Self, BadPair> {
+        let bad = |why: String| BadPair::Chain(why);
         let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain)
             .take(LONGEST_CHAIN + 1)
             .collect::<Result<_, _>>()
-            .map_err(|e| format!("the certificate is no sound PEM: {e}"))?;
+            .map_err(|e| bad(format!("the certificate is no sound PEM: {e}")))?;
         if chain.len() > LONGEST_CHAIN {
-            return Err(format!("the chain has more than {LONGEST_CHAIN} certificates"));
+            return Err(bad(format!("the chain has more than {LONGEST_CHAIN} certificates")));
         }
-        let own = chain.first().ok_or("there is no certificate in it")?;
-        let private = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("the key is no sound PEM: {e}"))?;
-        let (_, parsed) = X509Certificate::from_der(own).map_err(|e| format!("the certificate can't be read: {e}"))?;
+        let own = chain
+            .first()
+            .ok_or_else(|| bad("there is no certificate in it".into()))?;
+        let private =
+            PrivateKeyDer::from_pem_slice(key).map_err(|e| BadPair::Key(format!("the key is no sound PEM: {e}")))?;
+        let (_, parsed) =
+            X509Certificate::from_der(own).map_err(|e| bad(format!("the certificate can't be read: {e}")))?;
         let validity = parsed.validity();
         let (not_before, expires) = (validity.not_before.timestamp(), validity.not_after.timestamp());
         let issuer = parsed.issuer().to_string().chars().take(200).collect();
         let alternative = parsed
             .subject_alternative_name()
-            .map_err(|e| format!("the certificate's names can't be read: {e}"))?;
+            .map_err(|e| bad(format!("the certificate's names can't be read: {e}")))?;
         let names: Vec<String> = alternative
             .iter()
             .flat_map(|list| &list.value.general_names)
@@ -64,12 +79,12 @@ impl Pair {
             .take(MOST_NAMES + 1)
             .collect();
         if names.len() > MOST_NAMES {
-            return Err(format!("the certificate has more than {MOST_NAMES} names"));
+            return Err(bad(format!("the certificate has more than {MOST_NAMES} names")));
         }
         let provider = ring::default_provider();
         let certified = CertifiedKey::from_der(chain, private.clone_key(), &provider).map_err(|e| match e {
-            rustls::Error::InconsistentKeys(_) => "the key is not the certificate's".to_owned(),
-            other => format!("the key can't be used: {other}"),
+            rustls::Error::InconsistentKeys(_) => BadPair::Key("the key is not the certificate's".into()),
+            other => BadPair::Key(format!("the key can't be used: {other}")),
         })?;
         Ok(Self {
             names,
@@ -97,19 +112,9 @@ impl Pair {
     }
 }
 
-/// RFC 7468 section 2.
 fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
-    let mut out = format!("-----BEGIN {label}-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64));
-        out.push_str(line);
-        out.push('\n');
-        rest = after;
-    }
-    out.push_str(&format!("-----END {label}-----\n"));
-    out
+    let form = EncodeConfig::new().set_line_ending(LineEnding::LF);
+    pem::encode_config(&Pem::new(label, der), form)
 }
 
 #[cfg(test)]
@@ -143,15 +148,16 @@ mod tests {
     fn what_is_wrong_is_said() {
         let (chain, key) = made(&["a.test"]);
         let (_, other_key) = made(&["b.test"]);
-        for (chain, key, says) in [
-            ("", key.as_str(), "no certificate"),
-            (&chain[..chain.len() / 2], &key, "PEM"),
-            (&chain, &chain, "the key"),
-            (&chain, &other_key, "not the certificate's"),
-            (&chain.repeat(11), &key, "more than 10"),
+        for (chain, key, of_key, says) in [
+            ("", key.as_str(), false, "no certificate"),
+            (&chain[..chain.len() / 2], &key, false, "PEM"),
+            (&chain, &chain, true, "the key"),
+            (&chain, &other_key, true, "not the certificate's"),
+            (&chain.repeat(11), &key, false, "more than 10"),
         ] {
             let error = Pair::parse(chain.as_bytes(), key.as_bytes()).unwrap_err();
-            assert!(error.contains(says), "{error}");
+            assert_eq!(matches!(error, BadPair::Key(_)), of_key, "{error}");
+            assert!(error.to_string().contains(says), "{error}");
         }
     }
 }

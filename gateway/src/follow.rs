@@ -11,7 +11,7 @@ use model::registry::{
     Acknowledgement, EntryKey, LoadKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
     RegistrySnapshot,
 };
-use model::{AppConfig, AppId, CertificateName, ContainerId, Load, SealedCertificate, Version};
+use model::{AppConfig, AppId, CertificateName, ContainerId, Load, SealedCertificate, Vanished, Version};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -238,49 +238,28 @@ impl Follower {
 
     /// Takes the whole registry, holding what vanishes in a mass.
     fn resync(&mut self, snapshot: RegistrySnapshot, guard: bool, now: Instant) {
-        let mut gone: Vec<EntryKey> = Vec::new();
-        let mut suspicious: HashSet<AppId> = HashSet::new();
-        let (mut all, mut all_gone) = (0, 0);
-        for entry in self.apps.values() {
-            let before = gone.len();
-            gone.extend(
-                entry
-                    .endpoints
-                    .values()
-                    .map(|e| e.key.clone())
-                    .filter(|k| !snapshot.endpoints.contains_key(k)),
-            );
-            let missing = gone.len() - before;
-            all += entry.endpoints.len();
-            all_gone += missing;
-            if missing * 2 > entry.endpoints.len() {
-                suspicious.insert(entry.shared.id.clone());
-            }
+        let before = self.apps.values().flat_map(|entry| entry.endpoints.values());
+        let vanished = Vanished::between(
+            before.map(|e| (&e.key, model::Endpoint(e.address))),
+            &snapshot.endpoints,
+        );
+        let (held, gone) = if guard {
+            (vanished.held, vanished.gone)
+        } else {
+            (Vec::new(), [vanished.held, vanished.gone].concat())
+        };
+        for key in &gone {
+            self.remove(key);
         }
-        let mass = all_gone * 2 > all;
-        // An address that now belongs to another container is never held: its answers would be another app's.
-        let taken: HashSet<_> = snapshot.endpoints.values().map(|e| e.0).collect();
-        let mut held = 0usize;
-        for key in gone {
-            let address = self
-                .apps
-                .get(&key.app)
-                .and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
-            let stolen = address.is_some_and(|e| taken.contains(&e.address));
-            if guard && !stolen && (mass || suspicious.contains(&key.app)) {
-                let until = now + Duration::from_secs(self.shared.config.hold_s);
-                self.held.entry(key).or_insert(until);
-                held += 1;
-            } else {
-                self.remove(&key);
-            }
-        }
-        if held > 0 {
+        if !held.is_empty() {
             tracing::warn!(
-                held,
-                of = all,
+                held = held.len(),
                 "endpoints vanished in a mass without being withdrawn; they are held for a while"
             );
+        }
+        let until = now + Duration::from_secs(self.shared.config.hold_s);
+        for key in held {
+            self.held.entry(key).or_insert(until);
         }
         let unconfigured: Vec<AppId> = self
             .apps

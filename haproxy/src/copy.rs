@@ -1,11 +1,11 @@
 //! The registry as last heard. What is withdrawn on purpose goes at once; what merely is not there any more in a new
 //! snapshot is held for a while when it is suspiciously much, as the gateway does.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use model::registry::{EntryKey, RegistryChange, RegistryEvent, RegistryRevision, RegistrySnapshot};
-use model::{AppId, ContainerId};
+use model::{ContainerId, Vanished};
 
 /// The copy.
 #[derive(Debug, Default)]
@@ -46,72 +46,43 @@ impl Copy {
     }
 
     fn change(&mut self, change: RegistryChange) {
-        match change {
-            RegistryChange::Put(key, endpoint) => {
-                self.held.remove(&key);
-                self.snapshot.endpoints.insert(key, endpoint);
+        match &change {
+            RegistryChange::Put(key, _) | RegistryChange::Remove(key) => {
+                self.held.remove(key);
             }
-            RegistryChange::Remove(key) => {
-                self.held.remove(&key);
-                self.snapshot.endpoints.remove(&key);
-            }
-            RegistryChange::Config(app, config) => {
-                self.snapshot.configs.insert(app, config);
-            }
-            RegistryChange::ConfigRemove(app) => {
-                self.snapshot.configs.remove(&app);
-            }
-            // HAProxy balances by what it sees itself.
-            // Certificates are the gateways' own: their keys are sealed for them.
+            RegistryChange::Config(..) | RegistryChange::ConfigRemove(_) => {}
+            // HAProxy balances by what it sees itself, and certificates' keys are sealed for the gateways.
             RegistryChange::Load(..)
             | RegistryChange::LoadRemove(_)
             | RegistryChange::Certificate(..)
-            | RegistryChange::CertificateRemove(_) => {}
+            | RegistryChange::CertificateRemove(_) => return,
         }
+        self.snapshot.fold(change);
     }
 
     fn resync(&mut self, mut next: RegistrySnapshot, hold: Duration, now: Instant) {
         next.loads.clear();
-        let mut counts: BTreeMap<&AppId, (usize, usize)> = BTreeMap::new();
-        let mut gone = Vec::new();
-        for key in self.snapshot.endpoints.keys() {
-            let count = counts.entry(&key.app).or_default();
-            count.0 += 1;
-            if !next.endpoints.contains_key(key) {
-                count.1 += 1;
-                gone.push(key);
-            }
-        }
-        let mass = gone.len() * 2 > self.snapshot.endpoints.len();
-        // An address that now belongs to another container is never held: its answers would be another app's.
-        let taken: HashSet<_> = next.endpoints.values().map(|e| e.0).collect();
-        let mut kept = Vec::new();
-        for key in gone {
-            let (all, missing) = counts.get(&key.app).copied().unwrap_or_default();
-            if let Some(endpoint) = self.snapshot.endpoints.get(key)
-                && (mass || missing * 2 > all)
-                && !taken.contains(&endpoint.0)
-            {
-                let until = self.held.get(key).copied().unwrap_or(now + hold);
-                let config = self.snapshot.configs.get(&key.app).cloned();
-                kept.push((key.clone(), *endpoint, until, config));
-            }
-        }
-        if !kept.is_empty() {
+        next.certificates.clear();
+        let before = self.snapshot.endpoints.iter().map(|(key, endpoint)| (key, *endpoint));
+        let vanished = Vanished::between(before, &next.endpoints);
+        if !vanished.held.is_empty() {
             tracing::warn!(
-                held = kept.len(),
-                of = self.snapshot.endpoints.len(),
+                held = vanished.held.len(),
                 "endpoints vanished in a mass without being withdrawn; they are held for a while"
             );
         }
-        self.held.clear();
-        for (key, endpoint, until, config) in kept {
-            if let Some(config) = config {
-                next.configs.entry(key.app.clone()).or_insert(config);
+        let mut held = BTreeMap::new();
+        for key in vanished.held {
+            if let Some(config) = self.snapshot.configs.get(&key.app) {
+                next.configs.entry(key.app.clone()).or_insert_with(|| config.clone());
             }
-            next.endpoints.insert(key.clone(), endpoint);
-            self.held.insert(key, until);
+            if let Some(endpoint) = self.snapshot.endpoints.get(&key) {
+                next.endpoints.insert(key.clone(), *endpoint);
+            }
+            let until = self.held.get(&key).copied().unwrap_or(now + hold);
+            held.insert(key, until);
         }
+        self.held = held;
         self.snapshot = next;
     }
 
@@ -189,15 +160,5 @@ mod tests {
         assert!(!copy.tidy(now + Duration::from_secs(29)));
         assert!(copy.tidy(now + hold));
         assert!(copy.snapshot.endpoints.is_empty() && copy.held().next().is_none());
-    }
-
-    #[test]
-    fn an_address_that_is_anothers_by_now_is_not_held() {
-        let (hold, now) = (Duration::from_secs(30), Instant::now());
-        let mut copy = Copy::default();
-        copy.hear(snapshot(1, &[(1, 2001), (2, 2002)]), hold, now);
-        copy.hear(snapshot(2, &[(3, 2001)]), hold, now);
-        let left: Vec<_> = copy.containers().into_iter().map(|c| c.to_string()).collect();
-        assert_eq!(left, ["c2", "c3"]);
     }
 }

@@ -25,6 +25,7 @@ pub mod registry;
 pub mod spec;
 pub mod store;
 pub mod time;
+pub mod vanish;
 
 pub use app::{App, AppStatus, Canary, Release};
 pub use certificate::{Certificate, CertificateSource, SealedCertificate};
@@ -42,3 +43,4 @@ pub use ports::PortRange;
 pub use registry::Endpoint;
 pub use spec::{HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};
 pub use time::Timestamp;
+pub use vanish::Vanished;

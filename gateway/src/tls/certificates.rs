@@ -37,7 +37,7 @@ impl Certificate {
     /// # Errors
     /// One sentence: what is wrong with which of them.
     pub(crate) fn parse(source: Source, name: &str, chain: &[u8], key: &[u8]) -> Result<Self, String> {
-        let pair = Pair::parse(chain, key)?;
+        let pair = Pair::parse(chain, key).map_err(|bad| bad.to_string())?;
         if pair.names.is_empty() && name != DEFAULT {
             return Err("the certificate has no DNS name (subject alternative name)".into());
         }

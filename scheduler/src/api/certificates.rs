@@ -1,6 +1,7 @@
 //! Certificates of the gateways: taken in, listed, forgotten. A key goes in and never comes out; it is sealed before it is
 //! written anywhere.
 
+use ::certificates::{BadPair, Pair};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Json;
@@ -139,9 +140,9 @@ fn read(
             return Err((field, format!("it has more than {most} bytes")));
         }
     }
-    let pair = ::certificates::Pair::parse(request.chain.as_bytes(), request.key.as_bytes()).map_err(|why| {
-        let field = if why.contains("the key") { "/key" } else { "/chain" };
-        (field, why)
+    let pair = Pair::parse(request.chain.as_bytes(), request.key.as_bytes()).map_err(|bad| match bad {
+        BadPair::Chain(why) => ("/chain", why),
+        BadPair::Key(why) => ("/key", why),
     })?;
     let (not_before, expires_at) = (seconds(pair.not_before), seconds(pair.expires));
     if expires_at <= now {
