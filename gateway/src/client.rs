@@ -1,13 +1,13 @@
 //! Who is at the other end of a connection, and its socket.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use http::HeaderValue;
@@ -17,6 +17,7 @@ use crate::ear::Ear;
 use crate::exchange::{Exchange, Phase};
 use crate::stream::Stream;
 use crate::table::App;
+use crate::tls::Certificate;
 
 /// The peer of one connection.
 pub(crate) struct Client {
@@ -32,6 +33,37 @@ pub(crate) struct Client {
     pub(crate) trusted: bool,
     /// What it asked for last.
     pub(crate) last: LastHost,
+    /// Whom the gateway has shown itself as, to clients that named a server in their handshake.
+    pub(crate) shown: OnceCell<Box<Shown>>,
+}
+
+impl Client {
+    /// One that has asked for nothing yet.
+    pub(crate) fn new(ip: IpAddr, address: HeaderValue, port: HeaderValue, https: bool, trusted: bool) -> Self {
+        Self {
+            ip,
+            address,
+            port,
+            https,
+            trusted,
+            last: LastHost::default(),
+            shown: OnceCell::new(),
+        }
+    }
+}
+
+/// Whom a client takes the gateway for: requests may be for these hosts and no others (RFC 9110 4.3.3).
+pub(crate) struct Shown {
+    /// The server that the client named, in lower case.
+    pub(crate) name: String,
+    pub(crate) certificate: Arc<Certificate>,
+}
+
+impl Shown {
+    /// Whether a request for `host`, in lower case, belongs on the connection.
+    pub(crate) fn is(&self, host: &str) -> bool {
+        self.name == host || self.certificate.covers(host)
+    }
 }
 
 /// The host that a client asked for last, and its app.
@@ -73,6 +105,10 @@ pub(crate) struct Socket {
     ear: Ear,
     before: Bytes,
     exchange: Rc<Exchange>,
+    /// All that the library had to say before the answer to the current request is written.
+    level: bool,
+    /// Interim answers that are being written.
+    interim: Bytes,
 }
 
 impl Socket {
@@ -82,6 +118,8 @@ impl Socket {
             ear: Ear::new(),
             before,
             exchange,
+            level: false,
+            interim: Bytes::new(),
         }
     }
 
@@ -118,6 +156,33 @@ impl Socket {
         }
     }
 
+    /// Writes the interim answers that wait.
+    fn pass_hints(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let hints = &self.exchange.hints;
+        if self.interim.is_empty() && hints.any() {
+            hints.listen(cx);
+            self.interim = hints.text();
+        }
+        while !self.interim.is_empty() {
+            let n = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.interim))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.advance(n);
+        }
+        self.interim = Bytes::new();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Before the library writes: interim answers that came along with the answer go first, if its next byte is the answer's first.
+    fn before_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let first = std::mem::take(&mut self.level) && self.exchange.phase.get() != Phase::Waiting;
+        if !self.interim.is_empty() || (first && self.exchange.hints.any()) {
+            return self.pass_hints(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+
     /// Bytes of a request have come.
     fn came(&self) {
         self.exchange.moved();
@@ -151,6 +216,7 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.before_write(cx))?;
         let result = Pin::new(&mut self.stream).poll_write(cx, buf);
         if result.is_ready() {
             self.exchange.moved();
@@ -163,6 +229,7 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.before_write(cx))?;
         let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         if result.is_ready() {
             self.exchange.moved();
@@ -177,6 +244,13 @@ impl AsyncWrite for Socket {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // The library flushes whenever it has nothing else to do.
         self.look(cx)?;
+        if self.exchange.phase.get() == Phase::Waiting {
+            // It flushes what it has written itself, so nothing of that is left.
+            self.level = true;
+            if self.exchange.hints.any() || !self.interim.is_empty() {
+                ready!(self.pass_hints(cx))?;
+            }
+        }
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::client::{Client, LastHost};
+use crate::client::Client;
 use crate::config::plain;
 use crate::limit::OneConnection;
 use crate::stream::Stream;
@@ -132,15 +132,7 @@ fn admit(worker: &Worker, ip: IpAddr, port: HeaderValue, https: bool) -> Option<
         Some(shared.connections.open(ip)?)
     };
     let address = HeaderValue::from_str(&ip.to_string()).unwrap_or(HeaderValue::from_static("unknown"));
-    let client = Client {
-        ip,
-        address,
-        port,
-        https,
-        trusted,
-        last: LastHost::default(),
-    };
-    Some((Rc::new(client), slot))
+    Some((Rc::new(Client::new(ip, address, port, https, trusted)), slot))
 }
 
 /// What a connection has turned out to be.
@@ -220,12 +212,19 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
             let finish = tls::finish(tls, worker.stats(), stream, hello);
             let finished = tokio::time::timeout(left, finish).await;
             match finished.unwrap_or(Err(Failure::Timeout)) {
-                Ok(stream) => Some(Prepared::Http(Ready {
-                    client,
-                    slot,
-                    stream: Stream::Tls(stream),
-                    before: Bytes::new(),
-                })),
+                Ok((stream, shown)) => {
+                    // A proxy that is trusted may bring any host along.
+                    if let Some(shown) = shown.filter(|_| !client.trusted) {
+                        // It is empty: nobody else sets it.
+                        let _ = client.shown.set(Box::new(shown));
+                    }
+                    Some(Prepared::Http(Ready {
+                        client,
+                        slot,
+                        stream: Stream::Tls(stream),
+                        before: Bytes::new(),
+                    }))
+                }
                 Err(failure) => {
                     failed(failure);
                     None

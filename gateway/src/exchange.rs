@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
+use http::Version;
+
 use crate::client::Client;
 use crate::hints::Hints;
 use crate::upgrade::Tunnel;
@@ -45,8 +47,10 @@ pub(crate) struct Exchange {
     progress: Cell<u32>,
     /// It is a stream of an HTTP/2 connection, with a task of its own.
     pub(crate) http2: bool,
-    /// Interim answers for a client that can be sent some.
-    pub(crate) hints: Option<Arc<Hints>>,
+    /// Interim answers on their way to the client.
+    pub(crate) hints: Arc<Hints>,
+    /// The client may be sent some: HTTP/1.0 knows none (RFC 9110 15.2).
+    takes_hints: Cell<bool>,
     /// The client is to be told to send the body (100).
     pub(crate) go_on: Cell<bool>,
     /// The answer is over: the rest of the request's body is unwanted.
@@ -72,7 +76,8 @@ impl Exchange {
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
             http2: false,
-            hints: None,
+            hints: Arc::default(),
+            takes_hints: Cell::new(false),
             go_on: Cell::new(false),
             stopped: Cell::new(false),
             waker: RefCell::new(None),
@@ -84,7 +89,6 @@ impl Exchange {
     pub(crate) fn of_stream(client: Rc<Client>) -> Self {
         Self {
             http2: true,
-            hints: Some(Arc::default()),
             ..Self::new(client)
         }
     }
@@ -96,11 +100,18 @@ impl Exchange {
 
     /// A request's head is whole.
     #[inline]
-    pub(crate) fn begin(&self) {
+    pub(crate) fn begin(&self, version: Version) {
+        self.takes_hints.set(version >= Version::HTTP_11);
+        self.hints.clear();
         self.phase.set(Phase::Waiting);
         self.head_begun.set(false);
         self.body_open.set(false);
         self.expired.set(false);
+    }
+
+    /// Who is told of interim answers to the current request.
+    pub(crate) fn hints(&self) -> Option<&Arc<Hints>> {
+        self.takes_hints.get().then_some(&self.hints)
     }
 
     /// The request is over.
@@ -309,7 +320,6 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::LastHost;
 
     const LIMITS: Limits = Limits {
         head: Duration::from_secs(10),
@@ -324,14 +334,13 @@ mod tests {
 
     fn exchange() -> Exchange {
         let value = http::HeaderValue::from_static("x");
-        Exchange::new(Rc::new(Client {
-            ip: [127, 0, 0, 1].into(),
-            address: value.clone(),
-            port: value,
-            https: false,
-            trusted: false,
-            last: LastHost::default(),
-        }))
+        Exchange::new(Rc::new(Client::new(
+            [127, 0, 0, 1].into(),
+            value.clone(),
+            value,
+            false,
+            false,
+        )))
     }
 
     fn at(start: Instant, seconds: u64) -> Instant {
@@ -353,7 +362,7 @@ mod tests {
     #[test]
     fn idle_parks_then_closes() {
         let (exchange, start) = (exchange(), Instant::now());
-        exchange.begin();
+        exchange.begin(Version::HTTP_11);
         exchange.end();
         let mut watch = Watch::new(start, None);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 1)), Verdict::Wait);
@@ -366,7 +375,7 @@ mod tests {
     #[test]
     fn a_request_expires_by_its_own_limits() {
         let (exchange, start) = (exchange(), Instant::now());
-        exchange.begin();
+        exchange.begin(Version::HTTP_11);
         exchange
             .patience
             .set((Duration::from_secs(60), Duration::from_secs(20)));
@@ -391,7 +400,7 @@ mod tests {
     /// A request whose body is wanted and whose timer looks each second.
     fn sending() -> (Exchange, Watch, Instant) {
         let (exchange, start) = (exchange(), Instant::now());
-        exchange.begin();
+        exchange.begin(Version::HTTP_11);
         exchange.arrival.begin();
         exchange.body_open.set(true);
         (exchange, Watch::new(start, None), start)
@@ -460,7 +469,7 @@ mod tests {
         // The next request begins anew.
         let (exchange, mut watch, start) = sending();
         assert_eq!(given_up(&exchange, &mut watch, start, 1), Some(6));
-        exchange.begin();
+        exchange.begin(Version::HTTP_11);
         exchange.arrival.begin();
         exchange.body_open.set(true);
         assert_eq!(given_up(&exchange, &mut watch, at(start, 6), 1), Some(6));

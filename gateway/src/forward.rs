@@ -63,6 +63,8 @@ struct Admitted {
     /// It may be sent again although an app may have seen it.
     repeatable: bool,
     rules: Rules,
+    /// It goes out as an extended CONNECT; if that is accepted, this proves to the client that its handshake was understood.
+    socket: Option<HeaderValue>,
 }
 
 /// Answers one request; never fails.
@@ -72,7 +74,7 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
     request: Request<B>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let started = Instant::now();
-    exchange.begin();
+    exchange.begin(request.version());
     let mut flight = Flight::new(Rc::clone(&worker), Rc::clone(&exchange), started);
     let mut shape = Shape::default();
     let (mut parts, body) = request.into_parts();
@@ -80,9 +82,6 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
         Ok(mut admitted) => {
             let body = body_of(&flight).unwrap_or_else(RequestBody::empty);
             let mut next = Some(Request::from_parts(parts, body));
-            if let (Some(hints), Some(request)) = (&exchange.hints, &mut next) {
-                hints.hear(request);
-            }
             let outcome = attempt(&mut flight, &mut admitted, &mut next).await;
             if let Some(body) = &flight.body {
                 body.settle();
@@ -223,8 +222,13 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     let has_body = !body.is_end_stream();
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
     let upgrade = seen.facts.wants_upgrade() && !has_body && parts.version == Version::HTTP_11;
+    let mut socket = None;
     if upgrade && settings.config.protocol == Protocol::H2c {
-        return Err(Reason::NoUpgrade.into());
+        // Of all upgrades only this one has a form in HTTP/2, and its handshake ends here.
+        if !websocket::is_switch(&parts.headers) {
+            return Err(Reason::NoUpgrade.into());
+        }
+        socket = Some(websocket::accept(&parts.method, &parts.headers).ok_or(Reason::BadHandshake)?);
     }
     let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key);
     let rules = Rules {
@@ -269,6 +273,7 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         copy,
         repeatable,
         rules,
+        socket,
     })
 }
 
@@ -290,6 +295,9 @@ fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -
             Target::Domain(_) => return Err(Reason::UnknownApp),
         };
         let app = table.get(key).ok_or(Reason::UnknownApp)?;
+        if client.shown.get().is_some_and(|shown| !shown.is(name)) {
+            return Err(Reason::Misdirected);
+        }
         if ask.version.is_none() {
             client.last.remember(host.as_bytes(), app, table.made);
         }
@@ -331,6 +339,7 @@ async fn attempt(
         copy,
         repeatable,
         rules,
+        socket,
     } = admitted;
     let repeatable = *repeatable;
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
@@ -379,13 +388,17 @@ async fn attempt(
             app,
             request: next,
             answer: &mut answer,
-            how: How { only_new, repeatable },
+            how: How {
+                only_new,
+                repeatable,
+                socket: socket.is_some(),
+            },
         };
         let Outcome { sent, kept, sender } = upstream::once(flight, call).await;
         let again = match sent {
             Sent::Answer => {
                 flight.upstream = now.elapsed().saturating_sub(flight.connect.get());
-                let mut accepted = accept(flight, answer.take(), sender, rules);
+                let mut accepted = accept(flight, answer.take(), sender, rules, socket.take());
                 if let Some(plan) = &app.plan {
                     outcome::answered(flight, app, plan, ask, &mut accepted);
                 }
@@ -403,6 +416,7 @@ async fn attempt(
                 failure = Reason::BadAnswer;
                 false
             }
+            Sent::NoSockets => return Err(Reason::NoUpgrade),
             Sent::Expired if exchange.body_open.get() => return Err(Reason::RequestTimeout),
             Sent::Expired => {
                 failure = Reason::UpstreamTimeout;
@@ -509,19 +523,38 @@ fn accept(
     response: Option<Response<Incoming>>,
     sender: Option<Sender>,
     rules: &Rules,
+    socket: Option<HeaderValue>,
 ) -> Result<Response<ResponseBody>, Reason> {
-    let response = response.ok_or(Reason::BadAnswer)?;
+    let mut response = response.ok_or(Reason::BadAnswer)?;
+    if let Some(accept) = socket {
+        match response.status() {
+            StatusCode::OK => websocket::switched(&mut response, accept),
+            // The library makes a tunnel of no other.
+            status if status.is_success() || status.is_informational() => return Err(Reason::BadUpgrade),
+            _ => {}
+        }
+    }
     let upgraded = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     if upgraded && !headers::switches_as_asked(rules.upgrade.as_ref(), response.headers()) {
         return Err(Reason::BadUpgrade);
     }
+    let wanted = headers::upgrade_wanted(response.status(), response.headers());
     let mut response = response.map(ResponseBody::upstream);
     *response.version_mut() = Version::HTTP_11;
     if !headers::rewrite_answer(response.headers_mut(), upgraded) {
         return Err(Reason::BadAnswer);
     }
-    if let (Some(sender), false) = (sender, upgraded) {
-        flight.keep(sender);
+    // HTTP/2 has no fields of the connection (RFC 9113 8.2.2).
+    if let Some(protocol) = wanted.filter(|_| !flight.exchange().http2) {
+        let fields = response.headers_mut();
+        fields.insert(header::UPGRADE, protocol);
+        fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    }
+    match sender {
+        // It is the tunnel's now.
+        Some(Sender::Http1(_)) if upgraded => {}
+        Some(sender) => flight.keep(sender),
+        None => {}
     }
     Ok(response)
 }

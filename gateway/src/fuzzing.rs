@@ -11,7 +11,7 @@ use model::registry::{Acknowledgement, Endpoint as Address, RegistrySnapshot, Sn
 use model::{AppConfig, Load};
 
 use crate::balance::{Ask, Tried};
-use crate::client::{Client, LastHost};
+use crate::client::Client;
 use crate::config::Config;
 use crate::eject::{Clock, Endpoint};
 use crate::headers::{self, Rules};
@@ -107,14 +107,8 @@ pub fn head(data: &[u8]) {
             bad_id: false,
             chunked: false,
         };
-        let client = Client {
-            ip: IpAddr::from([192, 0, 2, 1]),
-            address: HeaderValue::from_static("192.0.2.1"),
-            port: HeaderValue::from_static("8080"),
-            https: false,
-            trusted,
-            last: LastHost::default(),
-        };
+        let (address, port) = (HeaderValue::from_static("192.0.2.1"), HeaderValue::from_static("8080"));
+        let client = Client::new(IpAddr::from([192, 0, 2, 1]), address, port, false, trusted);
         let mut sent = headers.clone();
         let _ = headers::client_behind(&sent, &Networks::new(&networks));
         trace::parent(&mut sent, None);

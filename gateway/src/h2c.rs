@@ -47,13 +47,21 @@ pub(crate) fn builder(max_head: usize) -> http2::Builder<Local> {
     builder
 }
 
+/// What an endpoint's settings allow.
+#[derive(Default)]
+struct Allowed {
+    /// Most requests at once.
+    most: Cell<usize>,
+    /// Extended CONNECT (RFC 8441 3).
+    sockets: Cell<bool>,
+}
+
 /// One connection.
 struct Connection {
     sender: http2::SendRequest<RequestBody>,
     /// Requests on it.
     open: Cell<usize>,
-    /// Most requests that the endpoint takes at once, by its settings.
-    most: Rc<Cell<usize>>,
+    allowed: Rc<Allowed>,
     /// The same by what it refused.
     refused: Cell<usize>,
     /// No further request goes here.
@@ -68,7 +76,7 @@ impl Connection {
     }
 
     fn has_room(&self) -> bool {
-        self.open.get() < self.most.get().min(self.refused.get())
+        self.open.get() < self.allowed.most.get().min(self.refused.get())
     }
 }
 
@@ -83,6 +91,11 @@ impl Stream {
 
     pub(crate) fn sender(&self) -> http2::SendRequest<RequestBody> {
         self.0.sender.clone()
+    }
+
+    /// Whether the endpoint takes WebSockets.
+    pub(crate) fn takes_sockets(&self) -> bool {
+        self.0.allowed.sockets.get()
     }
 
     /// The endpoint does not take as many requests as there are.
@@ -197,12 +210,15 @@ async fn open(builder: &http2::Builder<Local>, stream: TcpStream) -> Option<Rc<C
     if poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx).is_ready())).await {
         return None;
     }
-    let most = Rc::new(Cell::new(STREAMS.min(connection.current_max_send_streams())));
-    let known = Rc::clone(&most);
+    let allowed = Rc::<Allowed>::default();
+    let known = Rc::clone(&allowed);
+    known.most.set(STREAMS.min(connection.current_max_send_streams()));
+    known.sockets.set(connection.is_extended_connect_protocol_enabled());
     tokio::task::spawn_local(async move {
         poll_fn(|cx| {
             let ended = connection.as_mut().poll(cx).is_ready();
-            known.set(STREAMS.min(connection.current_max_send_streams()));
+            known.most.set(STREAMS.min(connection.current_max_send_streams()));
+            known.sockets.set(connection.is_extended_connect_protocol_enabled());
             if ended { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -210,7 +226,7 @@ async fn open(builder: &http2::Builder<Local>, stream: TcpStream) -> Option<Rc<C
     Some(Rc::new(Connection {
         sender,
         open: Cell::new(0),
-        most,
+        allowed,
         refused: Cell::new(usize::MAX),
         retired: Cell::new(false),
         since: Cell::new(Instant::now()),

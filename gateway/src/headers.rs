@@ -13,7 +13,7 @@ use crate::config::plain;
 use crate::limit::Networks;
 use crate::worker::RequestId;
 
-pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked};
+pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked, upgrade_wanted};
 
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -101,6 +101,11 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &[u8]> {
     value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii)
 }
 
+/// HTTP/2 without TLS, or a draft of it: to be agreed on with the gateway itself, never through it.
+fn is_h2c(protocol: &[u8]) -> bool {
+    protocol.len() >= 3 && protocol[..3].eq_ignore_ascii_case(b"h2c")
+}
+
 /// Whether `name` says something that only the gateway (or a trusted proxy) may say, once `_` is read as `-`.
 fn gateway_says(name: &str) -> bool {
     let begins = |with: &str| {
@@ -181,9 +186,8 @@ pub(crate) fn inspect(headers: &HeaderMap) -> Seen<'_> {
             }
             7 if *name == header::UPGRADE => {
                 // Several Upgrade lines are nothing that a client of ours has to send.
-                f.upgrade = f.remove & UPGRADE == 0
-                    && tokens(value).any(|t| !t.is_empty())
-                    && !tokens(value).any(|t| t.len() >= 3 && t[..3].eq_ignore_ascii_case(b"h2c"));
+                f.upgrade =
+                    f.remove & UPGRADE == 0 && tokens(value).any(|t| !t.is_empty()) && !tokens(value).any(is_h2c);
                 f.remove |= UPGRADE;
             }
             9 if *name == header::FORWARDED => f.remove |= FORWARDED,
@@ -383,7 +387,6 @@ pub(crate) fn sound_id(value: &HeaderValue) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::client::LastHost;
 
     pub(crate) fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -398,14 +401,8 @@ pub(crate) mod tests {
 
     fn client(trusted: bool) -> Client {
         let value = HeaderValue::from_static("192.0.2.1");
-        Client {
-            ip: IpAddr::from([192, 0, 2, 1]),
-            address: value,
-            port: HeaderValue::from_static("8080"),
-            https: false,
-            trusted,
-            last: LastHost::default(),
-        }
+        let port = HeaderValue::from_static("8080");
+        Client::new(IpAddr::from([192, 0, 2, 1]), value, port, false, trusted)
     }
 
     fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {

@@ -164,9 +164,7 @@ async fn asked(
     poll_fn(|cx| {
         exchange.listen(cx);
         let served = serving.as_mut().poll(cx);
-        if let Some(hints) = &exchange.hints {
-            hints.pass(cx, respond);
-        }
+        exchange.hints.pass(cx, respond);
         if let Poll::Ready(Ok(response)) = served {
             return Poll::Ready(Ok(response));
         }

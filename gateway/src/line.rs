@@ -4,8 +4,8 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Wake, Waker, ready};
 
 use futures::task::AtomicWaker;
@@ -14,9 +14,17 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::ear::Ear;
+use crate::hints::{Beginning, Hints};
 
 /// Most interim answers (1xx) before an answer. Apps send one or two.
 const INTERIM: u32 = 16;
+
+/// Nothing of the answer has come.
+const NOTHING: u8 = 0;
+/// It has begun with interim ones.
+const BEGUN: u8 = 1;
+/// No more of them may come.
+const OWN: u8 = 2;
 
 /// What is known of the request that the connection is at. The HTTP library owns the socket and asks that what it owns may
 /// move between threads, hence the atomics; all of it happens on one thread.
@@ -30,6 +38,9 @@ pub(crate) struct Line {
     left: AtomicU32,
     /// Interim answers so far.
     interim: AtomicU32,
+    /// What the bytes are that come: [`NOTHING`], [`BEGUN`] or [`OWN`].
+    stage: AtomicU8,
+    beginning: Mutex<Beginning>,
     /// Something came since the request began.
     heard: AtomicBool,
     waker: AtomicWaker,
@@ -87,11 +98,14 @@ impl Line {
         result
     }
 
-    /// A request is about to be sent; at most `most` bytes may come before its answer's head is whole.
-    pub(crate) fn begin(&self, used: bool, most: u32) {
+    /// A request is about to be sent; at most `most` bytes may come before its answer's head is whole. Interim answers go to
+    /// `hints`.
+    pub(crate) fn begin(&self, used: bool, most: u32, hints: Option<&Arc<Hints>>) {
         self.used.store(used, Ordering::Relaxed);
         self.wrote.store(false, Ordering::Relaxed);
         self.interim.store(0, Ordering::Relaxed);
+        self.stage.store(NOTHING, Ordering::Relaxed);
+        *self.beginning.lock().unwrap_or_else(PoisonError::into_inner) = Beginning::of(hints);
         self.left.store(most, Ordering::Relaxed);
     }
 
@@ -131,11 +145,16 @@ impl Line {
         }
         let came = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.left.store(left.saturating_sub(came).max(1), Ordering::Relaxed);
-        let before = self.interim.load(Ordering::Relaxed);
-        if before > 0 || bytes.get(9) == Some(&b'1') {
-            let more = bytes.windows(10).filter(|w| *w == b"HTTP/1.1 1").count();
-            let more = u32::try_from(more).unwrap_or(u32::MAX);
-            self.interim.store(before.saturating_add(more), Ordering::Relaxed);
+        match self.stage.load(Ordering::Relaxed) {
+            // The status is not 1xx.
+            NOTHING if bytes.get(9).is_some_and(|b| *b != b'1') => self.stage.store(OWN, Ordering::Relaxed),
+            NOTHING | BEGUN => {
+                let mut beginning = self.beginning.lock().unwrap_or_else(PoisonError::into_inner);
+                let (ended, goes_on) = beginning.hear(bytes);
+                self.stage.store(if goes_on { BEGUN } else { OWN }, Ordering::Relaxed);
+                self.interim.fetch_add(ended, Ordering::Relaxed);
+            }
+            _ => {}
         }
         if self.flooded() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "too much before an answer"));
@@ -239,25 +258,25 @@ mod tests {
     #[test]
     fn interim_answers_are_counted() {
         let line = Line::default();
-        line.begin(false, 100_000);
+        line.begin(false, 100_000, None);
         let one = b"HTTP/1.1 100 Continue\r\n\r\n";
         for _ in 0..INTERIM {
             assert!(line.heard(one).is_ok());
         }
         assert!(line.heard(one).is_err() && line.flooded());
-        line.begin(true, 100_000);
+        line.begin(true, 100_000, None);
         assert!(line.heard(&one.repeat(17)).is_err());
-        line.begin(true, 100_000);
+        line.begin(true, 100_000, None);
         assert!(line.heard(b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 1").is_ok() && !line.flooded());
     }
 
     #[test]
     fn bytes_before_an_answer_are_bounded() {
         let line = Line::default();
-        line.begin(false, 100);
+        line.begin(false, 100, None);
         assert!(line.heard(&[b'a'; 90]).is_ok());
         assert!(line.heard(&[b'a'; 10]).is_err() && line.flooded());
-        line.begin(false, 100);
+        line.begin(false, 100, None);
         line.answered();
         assert!(line.heard(&[b'a'; 1_000]).is_ok() && !line.flooded());
     }

@@ -133,7 +133,7 @@ fn wrote(bytes: &mut u64, frames: &mut Option<Frames>, written: &[u8]) -> io::Re
 /// Copies until both sides have closed, one breaks, or nothing moves for too long. `before` is what the client sent ahead.
 pub(crate) async fn run(
     worker: &Rc<Worker>,
-    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    client: impl AsyncRead + AsyncWrite + Unpin,
     before: Bytes,
     tunnel: Tunnel,
 ) {
@@ -147,14 +147,29 @@ pub(crate) async fn run(
         flight.cut = true;
         return;
     };
-    let Ok(parts) = upgraded.downcast::<TokioIo<LineIo>>() else {
-        flight.cut = true;
-        return;
-    };
-    let mut endpoint = parts.io.into_inner().into_stream();
-    let mut up = Pipe::new(before);
-    let mut down = Pipe::new(parts.read_buf);
+    let mut down = Pipe::new(Bytes::new());
     down.frames = websocket.then(Frames::default);
+    let mut pipes = (Pipe::new(before), down);
+    match upgraded.downcast::<TokioIo<LineIo>>() {
+        Ok(mut parts) => {
+            pipes.1.rest = std::mem::take(&mut parts.read_buf);
+            copy(worker, client, parts.io.into_inner().into_stream(), pipes, flight, idle).await;
+        }
+        // A stream of a connection that others share.
+        Err(upgraded) => copy(worker, client, TokioIo::new(upgraded), pipes, flight, idle).await,
+    }
+}
+
+/// The same between two sides; `pipes` are the way to the endpoint and the way back.
+async fn copy(
+    worker: &Rc<Worker>,
+    mut client: impl AsyncRead + AsyncWrite + Unpin,
+    mut endpoint: impl AsyncRead + AsyncWrite + Unpin,
+    pipes: (Pipe, Pipe),
+    mut flight: Box<Flight>,
+    idle: Duration,
+) {
+    let (mut up, mut down) = pipes;
     let mut leave = pin!(worker.leave.cancelled());
     let mut listens = false;
     worker.stats().tunnels_open.add(1);

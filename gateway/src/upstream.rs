@@ -25,6 +25,7 @@ use crate::flight::Flight;
 use crate::line::LineIo;
 use crate::pool::{Http1, Sender};
 use crate::table::App;
+use crate::websocket;
 use crate::worker::Worker;
 
 /// When so many connects failed while a request waits there, and it may be repeated, another endpoint is asked: a host that
@@ -46,6 +47,8 @@ pub(crate) enum Sent {
     Bad,
     /// The timer gave it up.
     Expired,
+    /// The endpoint takes no WebSockets over HTTP/2. It saw nothing of the request.
+    NoSockets,
 }
 
 /// How a request is sent.
@@ -55,6 +58,8 @@ pub(crate) struct How {
     pub(crate) only_new: bool,
     /// It may be sent again although the app may have seen it.
     pub(crate) repeatable: bool,
+    /// As an extended CONNECT for a WebSocket, where HTTP/2 is spoken.
+    pub(crate) socket: bool,
 }
 
 /// What came of one try.
@@ -113,7 +118,7 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     let (Some(mut http1), Some(request)) = (found, call.request.take()) else {
         return Outcome::of(Sent::Unsent, kept);
     };
-    http1.line.begin(kept, worker.most_before_answer);
+    http1.line.begin(kept, worker.most_before_answer, call.exchange.hints());
     let sent = {
         let sending = pin!(http1.sender.try_send_request(request));
         answer_to(sending, endpoint, call).await
@@ -152,6 +157,12 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
         return Outcome::of(Sent::Bad, kept);
     }
     let mut sender = stream.sender();
+    if call.how.socket {
+        if !stream.takes_sockets() {
+            return Outcome::of(Sent::NoSockets, kept);
+        }
+        websocket::to_connect(&mut request);
+    }
     let sent = {
         let sending = pin!(sender.try_send_request(request));
         answer_to(sending, endpoint, call).await

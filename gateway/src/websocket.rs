@@ -1,17 +1,24 @@
-//! WebSockets where they meet HTTP/2 and the end of the gateway: an extended CONNECT (RFC 8441) becomes the HTTP/1.1 upgrade
-//! that containers speak, and a tunnel that has to end is closed with a close frame where one may stand.
+//! WebSockets where they meet HTTP/2 and the end of the gateway: an extended CONNECT (RFC 8441) of a client becomes the HTTP/1.1
+//! upgrade that all handshakes are here, an upgrade becomes an extended CONNECT for apps that speak HTTP/2, and a tunnel that has
+//! to end is closed with a close frame where one may stand.
 
-use http::header::{self, HeaderValue};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Method, Version};
+use http::{Method, Request, Response, StatusCode, Version};
+use ring::digest;
+
+/// What is put behind a client's key before it is hashed (RFC 6455 1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 
 /// "Going away" (RFC 6455 7.4.1), as a server sends it: final, close, unmasked, two bytes.
 pub(crate) const GOING_AWAY: [u8; 4] = [0x88, 2, 0x03, 0xe9];
 
-/// Whether an answer with status 101 switched to WebSocket.
-pub(crate) fn is_switch(headers: &http::HeaderMap) -> bool {
+/// Whether the protocol that is asked for, or switched to, is WebSocket and nothing else.
+pub(crate) fn is_switch(headers: &HeaderMap) -> bool {
     headers
         .get(header::UPGRADE)
         .is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"websocket"))
@@ -32,20 +39,56 @@ pub(crate) fn from_connect(parts: &mut Parts, key: u128) -> bool {
     parts
         .headers
         .insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    parts.headers.insert(header::SEC_WEBSOCKET_KEY, base64(key));
+    parts
+        .headers
+        .insert(header::SEC_WEBSOCKET_KEY, base64(&key.to_be_bytes()));
+    // It has no body (RFC 9110 9.3.6): an app that waited for one would take the tunnel's bytes for it.
+    parts.headers.remove(header::CONTENT_LENGTH);
     true
 }
 
-/// 16 bytes in base64 (RFC 4648), as Sec-WebSocket-Key wants them.
-fn base64(key: u128) -> HeaderValue {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = *b"========================";
-    // 21 whole digits from the left, and one of the last two bits.
-    for (i, digit) in text.iter_mut().take(22).enumerate() {
-        let bits = if i < 21 { key >> (122 - 6 * i) } else { key << 4 };
-        *digit = DIGITS[(bits & 63) as usize];
+fn base64(bytes: &[u8]) -> HeaderValue {
+    // Base64 is a valid value; the fallback only spares a proof.
+    HeaderValue::from_bytes(STANDARD.encode(bytes).as_bytes()).unwrap_or(HeaderValue::from_static(""))
+}
+
+/// What a handshake is answered with when the gateway answers it itself: Sec-WebSocket-Accept (RFC 6455 4.2.2). None for one that
+/// RFC 6455 4.2.1 has refused: another method than GET, or not one key of 16 bytes.
+pub(crate) fn accept(method: &Method, headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None, true) = (keys.next(), keys.next(), *method == Method::GET) else {
+        return None;
+    };
+    let digit = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/');
+    if key.len() != 24 || !key.as_bytes().ends_with(b"==") || !key.as_bytes()[..22].iter().all(digit) {
+        return None;
     }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("AAAAAAAAAAAAAAAAAAAAAA=="))
+    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(key.as_bytes());
+    hash.update(GUID);
+    Some(base64(hash.finish().as_ref()))
+}
+
+/// Makes an upgrade request the extended CONNECT that it is in HTTP/2. What is the handshake's own has no place there (RFC 8441 5).
+pub(crate) fn to_connect<B>(request: &mut Request<B>) {
+    *request.method_mut() = Method::CONNECT;
+    request
+        .extensions_mut()
+        .insert(hyper::ext::Protocol::from_static("websocket"));
+    for name in [header::UPGRADE, header::CONNECTION, header::SEC_WEBSOCKET_KEY] {
+        request.headers_mut().remove(name);
+    }
+}
+
+/// Makes an answer that accepts an extended CONNECT the switch that it is in HTTP/1.1; `accept` as [`accept`] gave it.
+pub(crate) fn switched<B>(response: &mut Response<B>, accept: HeaderValue) {
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    // A tunnel has none (RFC 9110 9.3.6).
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::UPGRADE, WEBSOCKET);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
 }
 
 /// Follows the frames of one direction by their headers.
@@ -130,10 +173,46 @@ mod tests {
     #[test]
     fn keys_are_base64() {
         // RFC 6455 1.3
-        assert_eq!(
-            base64(u128::from_be_bytes(*b"the sample nonce")),
-            "dGhlIHNhbXBsZSBub25jZQ=="
-        );
+        assert_eq!(base64(b"the sample nonce"), "dGhlIHNhbXBsZSBub25jZQ==");
+    }
+
+    #[test]
+    fn a_sound_handshake_is_answered_as_its_key_wants() {
+        let key = |keys: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for key in keys {
+                headers.append(header::SEC_WEBSOCKET_KEY, HeaderValue::from_static(key));
+            }
+            headers
+        };
+        // RFC 6455 1.3
+        let sound = key(&["dGhlIHNhbXBsZSBub25jZQ=="]);
+        let accepted = HeaderValue::from_static("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept(&Method::GET, &sound), Some(accepted.clone()));
+        assert_eq!(accept(&Method::POST, &sound), None);
+        for keys in [
+            &[][..],
+            &["dGhlIHNhbXBsZSBub25jZQ"],
+            &["dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZSBub25jZQ=="],
+            &["dGhlIHNhbXBsZSBub25j-Q=="],
+            &["dGhlIHNhbXBsZSBub25jZQAA"],
+        ] {
+            assert_eq!(accept(&Method::GET, &key(keys)), None, "{keys:?}");
+        }
+        let mut request = Request::new(());
+        *request.headers_mut() = sound;
+        request.headers_mut().insert(header::UPGRADE, WEBSOCKET);
+        to_connect(&mut request);
+        assert_eq!((request.method(), request.headers().len()), (&Method::CONNECT, 0));
+        let mut response = Response::new(());
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
+        switched(&mut response, accepted.clone());
+        assert_eq!(response.status(), 101);
+        assert!(is_switch(response.headers()) && response.headers()[header::CONNECTION] == "upgrade");
+        assert_eq!(response.headers()[header::SEC_WEBSOCKET_ACCEPT], accepted);
+        assert_eq!(response.headers().len(), 3);
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! What of an answer's header, and of either side's trailers, is sent on.
 
+use http::StatusCode;
 use http::header::{self, HeaderMap, HeaderValue};
 
 use super::{
     CONNECTION, CONTENT_LENGTH, Facts, KEEP_ALIVE, PROXY_CONNECTION, REASON, TRANSFER_ENCODING, UPGRADE, gateway_says,
-    remove_flagged, tokens,
+    is_h2c, remove_flagged, tokens,
 };
 
 /// Whether an answer that switches protocols switches to the one that was asked for.
@@ -18,6 +19,15 @@ pub(crate) fn switches_as_asked(asked: Option<&HeaderValue>, answer: &HeaderMap)
         }
         _ => false,
     }
+}
+
+/// The protocol without which an app does not answer (426, RFC 9110 15.5.22), unless nobody may speak it here.
+pub(crate) fn upgrade_wanted(status: StatusCode, answer: &HeaderMap) -> Option<HeaderValue> {
+    if status != StatusCode::UPGRADE_REQUIRED {
+        return None;
+    }
+    let wanted = answer.get(header::UPGRADE)?;
+    (!tokens(wanted).any(is_h2c)).then(|| wanted.clone())
 }
 
 /// Makes an answer's headers what the client is to see; `false` when its Transfer-Encoding is something else than one `chunked`:

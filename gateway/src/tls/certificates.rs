@@ -59,6 +59,21 @@ impl Certificate {
         }
     }
 
+    /// Whether it is for this host, in lower case.
+    pub(crate) fn covers(&self, host: &str) -> bool {
+        let parent = host.split_once('.').map(|(_, parent)| parent);
+        self.names.iter().any(|name| match name.strip_prefix("*.") {
+            // A wildcard stands for one whole label (RFC 6125 6.4.3).
+            Some(wildcard) => parent == Some(wildcard) && !host.starts_with('.'),
+            None => name == host,
+        })
+    }
+
+    /// What the TLS library serves.
+    pub(crate) fn key(&self) -> &Arc<CertifiedKey> {
+        &self.key
+    }
+
     /// Seconds until it expires; negative when it has.
     pub(crate) fn seconds_left(&self) -> i64 {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -70,10 +85,10 @@ impl Certificate {
 /// All certificates, found by server name.
 #[derive(Debug, Default)]
 pub(crate) struct Certificates {
-    exact: AHashMap<Box<str>, Arc<CertifiedKey>>,
+    exact: AHashMap<Box<str>, Arc<Certificate>>,
     /// By what follows `*.`.
-    wildcard: AHashMap<Box<str>, Arc<CertifiedKey>>,
-    default: Option<Arc<CertifiedKey>>,
+    wildcard: AHashMap<Box<str>, Arc<Certificate>>,
+    default: Option<Arc<Certificate>>,
     /// The one that expires first before the others.
     all: Vec<Arc<Certificate>>,
 }
@@ -90,10 +105,10 @@ impl Certificates {
                     Some(parent) => (&mut table.wildcard, parent),
                     None => (&mut table.exact, name.as_str()),
                 };
-                map.insert(key.into(), Arc::clone(&certificate.key));
+                map.insert(key.into(), Arc::clone(certificate));
             }
             if certificate.name == DEFAULT {
-                table.default = Some(Arc::clone(&certificate.key));
+                table.default = Some(Arc::clone(certificate));
             }
         }
         all.sort_by(|a, b| (a.expires, a.source, &a.name).cmp(&(b.expires, b.source, &b.name)));
@@ -102,11 +117,11 @@ impl Certificates {
     }
 
     /// The certificate for a server name, in lower case; `None` as a name: the client says none.
-    pub(crate) fn find(&self, name: Option<&str>) -> Option<&Arc<CertifiedKey>> {
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<&Arc<Certificate>> {
         name.and_then(|name| self.own(name)).or(self.default.as_ref())
     }
 
-    fn own(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+    fn own(&self, name: &str) -> Option<&Arc<Certificate>> {
         self.exact.get(name).or_else(|| {
             let (label, parent) = name.split_once('.')?;
             // A wildcard stands for one whole label (RFC 6125 6.4.3).
@@ -149,10 +164,7 @@ pub(crate) mod tests {
         let with = Certificates::new(vec![Arc::clone(&exact), Arc::clone(&wild), Arc::clone(&default)]);
         let without = Certificates::new(vec![Arc::clone(&exact), Arc::clone(&wild)]);
         let is = |name: Option<&str>, one: &Arc<Certificate>| {
-            assert!(
-                with.find(name).is_some_and(|found| Arc::ptr_eq(found, &one.key)),
-                "{name:?}"
-            );
+            assert!(with.find(name).is_some_and(|found| Arc::ptr_eq(found, one)), "{name:?}");
         };
         is(Some("shop.example.com"), &exact);
         is(Some("other.example.com"), &wild);
@@ -192,7 +204,7 @@ pub(crate) mod tests {
             });
             let table = Certificates::new(vec![Arc::clone(&new), Arc::clone(&old)]);
             let found = table.find(Some("a.test")).expect("found");
-            assert_eq!(Arc::ptr_eq(found, &new.key), newer);
+            assert_eq!(Arc::ptr_eq(found, &new), newer);
             assert_eq!(table.all()[0].expires, old.expires.min(expires));
         }
     }
@@ -224,7 +236,7 @@ pub(crate) mod tests {
             ("d.test", &defaults[0]),
         ] {
             let found = table.find(Some(name)).expect("found");
-            assert!(Arc::ptr_eq(found, &one.key), "{name}");
+            assert!(Arc::ptr_eq(found, one), "{name}");
         }
         let labels: Vec<String> = table.all().iter().map(|c| c.label()).collect();
         assert_eq!(labels, ["a", "default", "registry/a", "registry/default"]);

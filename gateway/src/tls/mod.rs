@@ -22,11 +22,12 @@ use tokio_rustls::StartHandshake;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use certificates::Certificates;
+pub(crate) use certificates::{Certificate, Certificates};
 pub(crate) use keeper::{Sources, keep};
 use registered::Sealed;
 
 use crate::Error;
+use crate::client::Shown;
 use crate::metrics::WorkerStats;
 use hello::{Hello, NoHello};
 
@@ -94,7 +95,7 @@ struct Resolver(Arc<ArcSwap<Certificates>>);
 impl ResolvesServerCert for Resolver {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name().map(str::to_ascii_lowercase);
-        self.0.load().find(name.as_deref()).cloned()
+        self.0.load().find(name.as_deref()).map(|found| Arc::clone(found.key()))
     }
 }
 
@@ -167,18 +168,18 @@ const UNKNOWN_NAME: &[u8] = &[0x15, 3, 3, 0, 2, 2, 112];
 /// The fatal alert `protocol_version`.
 const OLD_VERSION: &[u8] = &[0x15, 3, 1, 0, 2, 2, 70];
 
-/// Goes on with the handshake after the first message.
+/// Goes on with the handshake after the first message. Also whom the client takes the gateway for, if it has named somebody.
 pub(crate) async fn finish(
     tls: &Tls,
     stats: &WorkerStats,
     stream: TcpStream,
     hello: Hello,
-) -> Result<Box<TlsStream<TcpStream>>, Failure> {
+) -> Result<(Box<TlsStream<TcpStream>>, Option<Shown>), Failure> {
     let name = hello.server_name();
-    if tls.certificates.load().find(name.as_deref()).is_none() {
+    let Some(certificate) = tls.certificates.load().find(name.as_deref()).cloned() else {
         let _ = stream.try_write(UNKNOWN_NAME);
         return Err(Failure::UnknownName);
-    }
+    };
     let Hello { raw, accepted } = hello;
     drop(raw);
     let handshake = StartHandshake::from_parts(accepted, stream).into_stream(Arc::clone(&tls.config));
@@ -187,7 +188,7 @@ pub(crate) async fn finish(
     let newest = connection.protocol_version() == Some(ProtocolVersion::TLSv1_3);
     let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
     stats.tls_handshakes[usize::from(newest) * 2 + usize::from(resumed)].add(1);
-    Ok(Box::new(stream))
+    Ok((Box::new(stream), name.map(|name| Shown { name, certificate })))
 }
 
 /// What made a handshake fail.

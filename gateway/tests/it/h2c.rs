@@ -238,7 +238,7 @@ async fn who_does_not_speak_http2_gets_no_request() {
         (200, Some("14"), "connect_failed")
     );
     let upgrade = gateway
-        .send("GET / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: upgrade, close\r\nUpgrade: websocket\r\n\r\n")
+        .send("GET / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: upgrade, close\r\nUpgrade: tls/1.0\r\n\r\n")
         .await;
     assert_eq!((upgrade.status, upgrade.reason()), (501, "no_upgrade"));
     let prefaces = app.seen.lock().unwrap();

@@ -205,9 +205,16 @@ impl Gateway {
         .await
     }
 
-    /// Sends the text and reads everything until the gateway closes.
+    /// Sends the text and reads everything until the gateway closes. Interim answers are left out.
     pub(crate) async fn send(&self, text: &str) -> Answer {
-        Answer::parse(&exchange(self.http, text.as_bytes()).await)
+        let mut got = exchange(self.http, text.as_bytes()).await;
+        loop {
+            let answer = Answer::parse(&got);
+            if !matches!(answer.status, 100 | 102..=199) {
+                return answer;
+            }
+            got.drain(..got.len().min(answer.head.len() + 4));
+        }
     }
 
     pub(crate) async fn admin(&self, path: &str) -> Answer {

@@ -455,3 +455,58 @@ async fn apps_may_ask_for_https() {
 fn config_without_tls() -> Config {
     crate::support::config()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_for_hosts_that_the_certificate_does_not_name_are_misdirected() {
+    let authority = Authority::new();
+    authority.put("hello", &["hello.localhost"]);
+    authority.put("shop", &["*.example.com"]);
+    let (gateway, recorder) = start(&authority, authority.config()).await;
+    let at = gateway.https.unwrap();
+    let mut one = authority.browser().connect(at, "hello.localhost").await.unwrap();
+    for (host, status, reason) in [
+        ("hello.localhost", 200, ""),
+        ("shop.example.com", 421, "misdirected"),
+        ("HELLO.localhost.:443", 200, ""),
+        // Of another version, which the certificate does not name either.
+        ("1--hello.localhost", 421, "misdirected"),
+        ("nobody.localhost", 404, "unknown_app"),
+        ("hello.localhost", 200, ""),
+    ] {
+        let answer = get(&mut one, host, "/").await;
+        assert_eq!((answer.status, answer.reason()), (status, reason), "{host}");
+    }
+    // What the certificate names may share a connection (RFC 9113 9.1.1).
+    let client = authority.client(rustls::ALL_VERSIONS, &["h2"]);
+    let stream = client.connect(at, "shop.example.com").await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    let task = tokio::spawn(connection);
+    let mut shared = crate::http2_support::Client { send, task };
+    for (host, status) in [
+        ("shop.example.com", 200),
+        ("x.example.com", 200),
+        ("hello.localhost", 421),
+        ("shop.example.com", 200),
+    ] {
+        assert_eq!(shared.get(host, "/").await.status(), status, "{host}");
+    }
+    assert_eq!(recorder.count(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trusted_proxy_brings_any_host_along() {
+    let authority = Authority::new();
+    authority.put("hello", &["hello.localhost"]);
+    let trusting = Config {
+        trusted_proxies: vec!["127.0.0.1/32".parse().unwrap()],
+        ..authority.config()
+    };
+    let (gateway, _) = start(&authority, trusting).await;
+    let browser = authority.browser();
+    let mut stream = browser
+        .connect(gateway.https.unwrap(), "hello.localhost")
+        .await
+        .unwrap();
+    let answer = get(&mut stream, "shop.example.com", "/").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "one"));
+}

@@ -239,3 +239,24 @@ async fn a_withdrawn_endpoints_tunnel_lives_on_and_is_told() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_may_ask_for_an_upgrade() {
+    let (at, _) = answers(
+        b"HTTP/1.1 426 Upgrade Required\r\nConnection: Upgrade, x-a\r\nUpgrade: websocket\r\nX-A: 1\r\n\
+          Sec-WebSocket-Version: 13\r\ncontent-length: 2\r\n\r\nno",
+    )
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let answer = gateway.get("hello.localhost", "/").await;
+    assert_eq!((answer.status, answer.header("upgrade")), (426, Some("websocket")));
+    assert!(answer.head.contains("connection: upgrade") && answer.header("x-a").is_none());
+    assert_eq!(answer.header("sec-websocket-version"), Some("13"));
+    // By HTTP/2 nobody can be asked for one.
+    let mut client = crate::http2_support::Client::open(gateway.http).await;
+    let answer = client.get("hello.localhost", "/").await;
+    assert_eq!(
+        (answer.status(), answer.header("upgrade"), answer.header("connection")),
+        (426, "", "")
+    );
+}
