@@ -11,12 +11,15 @@ use bytes::Bytes;
 use http::Response;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::net::TcpStream;
 
 use crate::answer::{self, Reason, Shape};
 use crate::exchange::Exchange;
 use crate::flight::Flight;
 use crate::headers;
+use crate::http1::Arriving;
 use crate::http2_stream::StreamBody;
+use crate::pool::Sender;
 
 /// A request's body as the client's connection gives it.
 pub(crate) enum ClientBody {
@@ -310,6 +313,18 @@ impl Body for RequestBody {
     }
 }
 
+/// An endpoint's answer broke off, or broke its framing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AnswerCut;
+
+impl fmt::Display for AnswerCut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the answer broke off")
+    }
+}
+
+impl std::error::Error for AnswerCut {}
+
 /// An answer's body as the client's connection reads it. It carries the request's record, which closes when the
 /// body is done or dropped.
 pub(crate) struct ResponseBody {
@@ -318,12 +333,18 @@ pub(crate) struct ResponseBody {
 }
 
 enum Source {
+    /// All of it.
     Own(Option<Bytes>),
-    Upstream(Incoming),
+    /// By HTTP/1.1, still coming.
+    Http1(Arriving),
+    /// By HTTP/2.
+    Http2(Incoming),
+    /// What becomes a tunnel has none.
+    Switched(Option<(TcpStream, Bytes)>),
 }
 
 impl ResponseBody {
-    /// A body of the gateway's own.
+    /// A body that is there: one of the gateway's own, or one that an endpoint has sent whole.
     pub(crate) fn own(bytes: Bytes) -> Self {
         Self {
             source: Source::Own((!bytes.is_empty()).then_some(bytes)),
@@ -331,11 +352,35 @@ impl ResponseBody {
         }
     }
 
-    /// The body that an endpoint sends.
-    pub(crate) fn upstream(body: Incoming) -> Self {
+    /// The body that an endpoint sends by HTTP/1.1.
+    pub(crate) fn arriving(body: Arriving) -> Self {
         Self {
-            source: Source::Upstream(body),
+            source: Source::Http1(body),
             flight: None,
+        }
+    }
+
+    /// The body that an endpoint sends by HTTP/2.
+    pub(crate) fn http2(body: Incoming) -> Self {
+        Self {
+            source: Source::Http2(body),
+            flight: None,
+        }
+    }
+
+    /// The connection to an endpoint that has switched protocols, and what was read of it already.
+    pub(crate) fn switched(stream: TcpStream, rest: Bytes) -> Self {
+        Self {
+            source: Source::Switched(Some((stream, rest))),
+            flight: None,
+        }
+    }
+
+    /// Takes the connection that has switched protocols.
+    pub(crate) fn take_switched(&mut self) -> Option<(TcpStream, Bytes)> {
+        match &mut self.source {
+            Source::Switched(switched) => switched.take(),
+            _ => None,
         }
     }
 
@@ -366,7 +411,7 @@ impl ResponseBody {
 impl Drop for ResponseBody {
     fn drop(&mut self) {
         // hyper drops a body without asking for its end once `is_end_stream` holds.
-        if let (Source::Upstream(body), Some(flight)) = (&self.source, &mut self.flight)
+        if let (Source::Http2(body), Some(flight)) = (&self.source, &mut self.flight)
             && body.is_end_stream()
         {
             flight.upstream_done();
@@ -376,16 +421,22 @@ impl Drop for ResponseBody {
 
 impl Body for ResponseBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerCut;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerCut>>> {
         let this = self.get_mut();
         let mut item = match &mut this.source {
             Source::Own(bytes) => bytes.take().map(|b| Ok(Frame::data(b))),
-            Source::Upstream(body) => ready!(match this.flight.as_ref().and_then(|f| f.line()) {
-                Some(line) => line.muted(body, |body| Pin::new(body).poll_frame(cx), Body::is_end_stream),
-                None => Pin::new(body).poll_frame(cx),
-            }),
+            Source::Http1(body) => {
+                let item = ready!(body.poll_frame(cx));
+                if let (Some(flight), Some(http1)) = (&mut this.flight, body.release()) {
+                    flight.keep(Sender::Http1(http1));
+                    flight.upstream_done();
+                }
+                item
+            }
+            Source::Http2(body) => ready!(Pin::new(body).poll_frame(cx)).map(|item| item.map_err(|_| AnswerCut)),
+            Source::Switched(_) => None,
         };
         match &mut item {
             Some(Ok(frame)) => {
@@ -400,7 +451,7 @@ impl Body for ResponseBody {
                 }
             }
             None => {
-                if let (Source::Upstream(_), Some(flight)) = (&this.source, &mut this.flight) {
+                if let (Source::Http2(_), Some(flight)) = (&this.source, &mut this.flight) {
                     flight.upstream_done();
                 }
             }
@@ -411,14 +462,18 @@ impl Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match &self.source {
             Source::Own(bytes) => bytes.is_none(),
-            Source::Upstream(body) => body.is_end_stream(),
+            Source::Http1(body) => body.is_done(),
+            Source::Http2(body) => body.is_end_stream(),
+            Source::Switched(_) => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.source {
             Source::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |b| b.len() as u64)),
-            Source::Upstream(body) => body.size_hint(),
+            Source::Http1(body) => body.size_hint(),
+            Source::Http2(body) => body.size_hint(),
+            Source::Switched(_) => SizeHint::with_exact(0),
         }
     }
 }

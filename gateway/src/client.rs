@@ -160,7 +160,6 @@ impl Socket {
     fn pass_hints(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let hints = &self.exchange.hints;
         if self.interim.is_empty() && hints.any() {
-            hints.listen(cx);
             self.interim = hints.text();
         }
         while !self.interim.is_empty() {

@@ -147,7 +147,6 @@ async fn serve(
                 // Polled once, so that the drain wakes this task; whether it has come, the flag tells.
                 listens = true;
                 let _ = drain.as_mut().poll(cx);
-                exchange.hints.listen(cx);
             }
             if worker.draining.get() && !draining {
                 // Who has just come is about to ask; hyper would close on it.

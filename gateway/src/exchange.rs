@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
@@ -48,7 +47,7 @@ pub(crate) struct Exchange {
     /// It is a stream of an HTTP/2 connection, with a task of its own.
     pub(crate) http2: bool,
     /// Interim answers on their way to the client.
-    pub(crate) hints: Arc<Hints>,
+    pub(crate) hints: Hints,
     /// The client may be sent some: HTTP/1.0 knows none (RFC 9110 15.2).
     takes_hints: Cell<bool>,
     /// The client is to be told to send the body (100).
@@ -76,7 +75,7 @@ impl Exchange {
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
             http2: false,
-            hints: Arc::default(),
+            hints: Hints::default(),
             takes_hints: Cell::new(false),
             go_on: Cell::new(false),
             stopped: Cell::new(false),
@@ -110,7 +109,7 @@ impl Exchange {
     }
 
     /// Who is told of interim answers to the current request.
-    pub(crate) fn hints(&self) -> Option<&Arc<Hints>> {
+    pub(crate) fn hints(&self) -> Option<&Hints> {
         self.takes_hints.get().then_some(&self.hints)
     }
 

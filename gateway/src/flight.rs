@@ -15,7 +15,6 @@ use crate::answer::Reason;
 use crate::body::BodyState;
 use crate::eject::Entered;
 use crate::exchange::Exchange;
-use crate::line::Line;
 use crate::pool::Sender;
 use crate::table::App;
 use crate::worker::Worker;
@@ -40,7 +39,7 @@ pub(crate) struct Flight {
     /// The app, counted as having this request.
     app: Option<Arc<App>>,
     entered: Option<Entered>,
-    /// The upstream connection that answers.
+    /// The upstream connection: the stream that answers, or what has answered and is free again.
     sender: Option<Sender>,
     /// The answer came whole: the connection may be used again.
     whole: bool,
@@ -113,15 +112,6 @@ impl Flight {
     /// Keeps the upstream connection until the answer's end.
     pub(crate) fn keep(&mut self, sender: Sender) {
         self.sender = Some(sender);
-    }
-
-    /// The HTTP/1.1 connection that is kept.
-    #[inline]
-    pub(crate) fn line(&self) -> Option<&Line> {
-        match &self.sender {
-            Some(Sender::Http1(http1)) => Some(&http1.line),
-            _ => None,
-        }
     }
 
     /// The answer came whole.

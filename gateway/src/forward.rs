@@ -11,7 +11,6 @@ use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use model::config::Protocol;
 use tokio::net::TcpStream;
 
@@ -26,11 +25,11 @@ use crate::headers::{self, Rules};
 use crate::outcome;
 use crate::pool::Sender;
 use crate::redirect;
-use crate::retry::{self, Copy};
+use crate::retry;
 use crate::route::{self, Target};
 use crate::table::App;
 use crate::trace;
-use crate::upgrade::Tunnel;
+use crate::upgrade::{Side, Tunnel};
 use crate::upstream::{self, Call, How, Outcome, Sent};
 use crate::websocket;
 use crate::worker::{RequestId, Worker};
@@ -58,8 +57,6 @@ impl From<Reason> for Refusal {
 struct Admitted {
     app: Arc<App>,
     ask: Ask,
-    /// As it came, for the case that it is sent again.
-    copy: Copy,
     /// It may be sent again although an app may have seen it.
     repeatable: bool,
     rules: Rules,
@@ -80,13 +77,11 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
     let (mut parts, body) = request.into_parts();
     let outcome = match admit(&mut flight, &mut parts, body.into(), &mut shape) {
         Ok(mut admitted) => {
-            let body = body_of(&flight).unwrap_or_else(RequestBody::empty);
-            let mut next = Some(Request::from_parts(parts, body));
-            let outcome = attempt(&mut flight, &mut admitted, &mut next).await;
+            let outcome = attempt(&mut flight, &mut admitted, &parts).await;
             if let Some(body) = &flight.body {
                 body.settle();
             }
-            worker.give_back(admitted.copy.into_spare());
+            worker.give_back(parts.headers);
             outcome.map_err(Refusal::from)
         }
         Err(refusal) => Err(refusal),
@@ -111,10 +106,13 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
     flight.status = response.status().as_u16();
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let idle = flight.tunnel_idle();
-        let upgraded = hyper::upgrade::on(&mut response);
         let websocket = websocket::is_switch(response.headers());
+        let endpoint = match response.body_mut().take_switched() {
+            Some((stream, rest)) => Side::Socket(stream, rest),
+            None => Side::Stream(hyper::upgrade::on(&mut response)),
+        };
         *exchange.tunnel.borrow_mut() = Some(Tunnel {
-            upgraded,
+            endpoint,
             flight,
             idle,
             websocket,
@@ -258,7 +256,6 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     if let Some(log) = &mut flight.log {
         log.traceparent = trace::parent(&mut parts.headers, log.request_id.as_ref());
     }
-    let copy = Copy::of(&parts.method, &parts.uri, &parts.headers, worker.spare());
     rules.apply(&mut parts.headers, &exchange.client);
     if has_body {
         exchange.arrival.patient.set(*shape == Shape::Grpc);
@@ -270,7 +267,6 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     Ok(Admitted {
         app,
         ask,
-        copy,
         repeatable,
         rules,
         socket,
@@ -331,12 +327,11 @@ fn authority(uri: &Uri, method: &Method) -> Result<Option<HeaderValue>, Reason> 
 async fn attempt(
     flight: &mut Box<Flight>,
     admitted: &mut Admitted,
-    next: &mut Option<Request<RequestBody>>,
+    parts: &Parts,
 ) -> Result<Response<ResponseBody>, Reason> {
     let Admitted {
         app,
         ask,
-        copy,
         repeatable,
         rules,
         socket,
@@ -374,19 +369,15 @@ async fn attempt(
         if worker.sampled() {
             flight.in_gateway = Some(flight.started.elapsed());
         }
-        if next.is_none() {
-            let Some(body) = body_of(flight) else {
-                return Err(failure);
-            };
-            let mut again = copy.request(body);
-            rules.apply(again.headers_mut(), &exchange.client);
-            *next = Some(again);
-        }
+        let Some(body) = body_of(flight) else {
+            return Err(failure);
+        };
         let call = Call {
             worker: &worker,
             exchange: &exchange,
             app,
-            request: next,
+            parts,
+            body: Some(body),
             answer: &mut answer,
             how: How {
                 only_new,
@@ -520,7 +511,7 @@ fn body_failure(flight: &Flight) -> Option<Reason> {
 /// Takes an endpoint's answer.
 fn accept(
     flight: &mut Flight,
-    response: Option<Response<Incoming>>,
+    response: Option<Response<ResponseBody>>,
     sender: Option<Sender>,
     rules: &Rules,
     socket: Option<HeaderValue>,
@@ -539,7 +530,6 @@ fn accept(
         return Err(Reason::BadUpgrade);
     }
     let wanted = headers::upgrade_wanted(response.status(), response.headers());
-    let mut response = response.map(ResponseBody::upstream);
     *response.version_mut() = Version::HTTP_11;
     if !headers::rewrite_answer(response.headers_mut(), upgraded) {
         return Err(Reason::BadAnswer);
@@ -550,11 +540,12 @@ fn accept(
         fields.insert(header::UPGRADE, protocol);
         fields.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    match sender {
-        // It is the tunnel's now.
-        Some(Sender::Http1(_)) if upgraded => {}
-        Some(sender) => flight.keep(sender),
-        None => {}
+    if let Some(sender) = sender {
+        let whole = matches!(sender, Sender::Http1(_));
+        flight.keep(sender);
+        if whole {
+            flight.upstream_done();
+        }
     }
     Ok(response)
 }

@@ -164,7 +164,7 @@ async fn asked(
     poll_fn(|cx| {
         exchange.listen(cx);
         let served = serving.as_mut().poll(cx);
-        exchange.hints.pass(cx, respond);
+        exchange.hints.pass(respond);
         if let Poll::Ready(Ok(response)) = served {
             return Poll::Ready(Ok(response));
         }
@@ -365,6 +365,8 @@ impl StreamBody {
                     self.exchange.moved();
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
+                // Whoever serves the stream learns it too, and ends the request as one that its client has given up.
+                Some(Err(error)) if error.is_io() || (error.is_reset() && error.is_remote()) => return Poll::Pending,
                 Some(Err(_)) => return Poll::Ready(Some(Err(BodyError))),
                 None => self.done = true,
             }

@@ -41,6 +41,7 @@ pub mod fuzzing;
 mod h2c;
 mod headers;
 mod hints;
+mod http1;
 mod http2;
 mod http2_guard;
 mod http2_stream;

@@ -3,31 +3,21 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::client::conn::http1::SendRequest;
-
-use crate::body::RequestBody;
 use crate::h2c::Stream;
-use crate::line::Line;
-
-/// The sending side of an HTTP/1.1 upstream connection.
-pub(crate) struct Http1 {
-    pub(crate) sender: SendRequest<RequestBody>,
-    pub(crate) line: Arc<Line>,
-}
+use crate::http1::Http1;
 
 /// What a request holds of an upstream connection until its answer's end.
 pub(crate) enum Sender {
     /// All of it.
-    Http1(Http1),
+    Http1(Box<Http1>),
     /// A stream.
     Http2(Stream),
 }
 
 struct Kept {
-    sender: Http1,
+    http1: Box<Http1>,
     since: Instant,
 }
 
@@ -52,16 +42,17 @@ impl Pool {
         self.keep
     }
 
-    /// A connection that is open and waits for a request, with the number of dead ones that went with it.
-    pub(crate) fn take(&self, endpoint: u64) -> (Option<Http1>, u64) {
+    /// A connection on which nothing waits: it is open, and nobody has said anything unasked. With the number of others that went
+    /// with it.
+    pub(crate) fn take(&self, endpoint: u64) -> (Option<Box<Http1>>, u64) {
         let mut gone = 0;
         let mut idle = self.idle.borrow_mut();
         let Some(kept) = idle.get_mut(&endpoint) else {
             return (None, 0);
         };
-        while let Some(Kept { sender, .. }) = kept.pop() {
-            if sender.sender.is_ready() {
-                return (Some(sender), gone);
+        while let Some(Kept { http1, .. }) = kept.pop() {
+            if http1.is_quiet() {
+                return (Some(http1), gone);
             }
             gone += 1;
         }
@@ -69,13 +60,13 @@ impl Pool {
     }
 
     /// Keeps a connection; `false` when there are enough.
-    pub(crate) fn put(&self, endpoint: u64, sender: Http1, now: Instant) -> bool {
+    pub(crate) fn put(&self, endpoint: u64, http1: Box<Http1>, now: Instant) -> bool {
         let mut idle = self.idle.borrow_mut();
         let kept = idle.entry(endpoint).or_default();
         if kept.len() >= self.per_endpoint {
             return false;
         }
-        kept.push(Kept { sender, since: now });
+        kept.push(Kept { http1, since: now });
         true
     }
 
@@ -84,7 +75,7 @@ impl Pool {
         let mut closed = 0;
         self.idle.borrow_mut().retain(|_, kept| {
             let before = kept.len();
-            kept.retain(|k| k.sender.sender.is_ready() && now.saturating_duration_since(k.since) < self.keep);
+            kept.retain(|k| k.http1.seems_quiet() && now.saturating_duration_since(k.since) < self.keep);
             closed += (before - kept.len()) as u64;
             !kept.is_empty()
         });

@@ -12,19 +12,27 @@ use bytes::{Buf as _, Bytes};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::flight::Flight;
-use crate::line::LineIo;
 use crate::websocket::{self, Frames};
 use crate::worker::Worker;
 
 /// How long the other direction may be silent after one side has closed.
 const AFTER_CLOSE: Duration = Duration::from_secs(5);
 
+/// The endpoint's side of a tunnel.
+pub(crate) enum Side {
+    /// A connection, and what was read of it already.
+    Socket(TcpStream, Bytes),
+    /// A stream of a connection that others share.
+    Stream(OnUpgrade),
+}
+
 /// A request that became a tunnel; it counts as under way until the tunnel ends.
 pub(crate) struct Tunnel {
     /// The endpoint's side.
-    pub(crate) upgraded: OnUpgrade,
+    pub(crate) endpoint: Side,
     pub(crate) flight: Box<Flight>,
     /// Longest time without a byte in either direction.
     pub(crate) idle: Duration,
@@ -138,25 +146,23 @@ pub(crate) async fn run(
     tunnel: Tunnel,
 ) {
     let Tunnel {
-        upgraded,
+        endpoint,
         mut flight,
         idle,
         websocket,
     } = tunnel;
-    let Ok(upgraded) = upgraded.await else {
-        flight.cut = true;
-        return;
-    };
     let mut down = Pipe::new(Bytes::new());
     down.frames = websocket.then(Frames::default);
     let mut pipes = (Pipe::new(before), down);
-    match upgraded.downcast::<TokioIo<LineIo>>() {
-        Ok(mut parts) => {
-            pipes.1.rest = std::mem::take(&mut parts.read_buf);
-            copy(worker, client, parts.io.into_inner().into_stream(), pipes, flight, idle).await;
+    match endpoint {
+        Side::Socket(endpoint, rest) => {
+            pipes.1.rest = rest;
+            copy(worker, client, endpoint, pipes, flight, idle).await;
         }
-        // A stream of a connection that others share.
-        Err(upgraded) => copy(worker, client, TokioIo::new(upgraded), pipes, flight, idle).await,
+        Side::Stream(upgraded) => match upgraded.await {
+            Ok(endpoint) => copy(worker, client, TokioIo::new(endpoint), pipes, flight, idle).await,
+            Err(_) => flight.cut = true,
+        },
     }
 }
 

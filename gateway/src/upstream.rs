@@ -1,29 +1,26 @@
 //! One try at one endpoint: a connection, kept or new, the request on it, and what became of it.
 
 use std::error::Error as _;
-use std::future::{Future, poll_fn};
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use http::header;
+use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
-use hyper_util::rt::TokioIo;
 use model::config::Protocol;
 use tokio::net::TcpStream;
 
-use crate::body::RequestBody;
+use crate::body::{RequestBody, ResponseBody};
 use crate::eject::Endpoint;
 use crate::exchange::Exchange;
 use crate::flight::Flight;
-use crate::line::LineIo;
-use crate::pool::{Http1, Sender};
+use crate::http1::{Failure, Http1};
+use crate::pool::Sender;
 use crate::table::App;
 use crate::websocket;
 use crate::worker::Worker;
@@ -67,7 +64,7 @@ pub(crate) struct Outcome {
     pub(crate) sent: Sent,
     /// The connection was not new: its failure says nothing about the endpoint.
     pub(crate) kept: bool,
-    /// What the answer comes on.
+    /// The stream that the answer comes on; or the connection that it came on, once it is free again.
     pub(crate) sender: Option<Sender>,
 }
 
@@ -83,8 +80,9 @@ pub(crate) struct Call<'a> {
     pub(crate) worker: &'a Rc<Worker>,
     pub(crate) exchange: &'a Exchange,
     pub(crate) app: &'a App,
-    pub(crate) request: &'a mut Option<Request<RequestBody>>,
-    pub(crate) answer: &'a mut Option<Response<Incoming>>,
+    pub(crate) parts: &'a Parts,
+    pub(crate) body: Option<RequestBody>,
+    pub(crate) answer: &'a mut Option<Response<ResponseBody>>,
     pub(crate) how: How,
 }
 
@@ -108,32 +106,40 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     };
     let kept = found.is_some();
     let found = match found {
-        Some(sender) => {
+        Some(http1) => {
             worker.stats().reused.add(1);
-            Some(sender)
+            Some(http1)
         }
         // Boxed: most requests need no space for it.
-        None => Box::pin(connect(flight, endpoint.address, call.app)).await,
+        None => Box::pin(dial(flight, endpoint.address, call.app))
+            .await
+            .map(|stream| Box::new(Http1::new(stream))),
     };
-    let (Some(mut http1), Some(request)) = (found, call.request.take()) else {
+    let (Some(mut http1), Some(body)) = (found, call.body.take()) else {
         return Outcome::of(Sent::Unsent, kept);
     };
-    http1.line.begin(kept, worker.most_before_answer, call.exchange.hints());
-    let sent = {
-        let sending = pin!(http1.sender.try_send_request(request));
-        answer_to(sending, endpoint, call).await
+    http1.begin(call.parts, body);
+    let hints = call.exchange.hints();
+    let mut answer = None;
+    let sent = waiting(endpoint, call, |cx| {
+        http1.poll_answer(cx, worker, hints).map(|came| match came {
+            Ok(came) => {
+                answer = Some(came);
+                Sent::Answer
+            }
+            Err(Failure::Unsent) => Sent::Unsent,
+            Err(Failure::Lost) => Sent::Lost,
+            Err(Failure::Bad) => Sent::Bad,
+        })
+    })
+    .await;
+    let Some(answer) = answer else {
+        return Outcome::of(sent, kept);
     };
-    http1.line.answered();
-    match sent {
-        Sent::Answer => Outcome {
-            sent,
-            kept,
-            sender: Some(Sender::Http1(http1)),
-        },
-        Sent::Lost if http1.line.flooded() => Outcome::of(Sent::Bad, kept),
-        Sent::Lost if !http1.line.wrote() => Outcome::of(Sent::Unsent, kept),
-        _ => Outcome::of(sent, kept),
-    }
+    let (response, free) = http1.answered(answer);
+    *call.answer = Some(response);
+    let sender = free.map(Sender::Http1);
+    Outcome { sent, kept, sender }
 }
 
 async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
@@ -143,13 +149,14 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
         None => {
             let connect = dial(flight, endpoint.address, call.app);
             // Boxed: most requests need no space for it.
-            let taken = Box::pin(worker.streams.take(endpoint.id, &worker.back2, within, connect)).await;
+            let taken = Box::pin(worker.streams.take(endpoint.id, &worker.back, within, connect)).await;
             taken.map_or((None, false), |(stream, kept)| (Some(stream), kept))
         }
     };
-    let (Some(stream), Some(mut request)) = (stream, call.request.take()) else {
+    let (Some(stream), Some(body)) = (stream, call.body.take()) else {
         return Outcome::of(Sent::Unsent, false);
     };
+    let mut request = Request::from_parts(call.parts.clone(), body);
     if kept {
         worker.stats().reused.add(1);
     }
@@ -163,10 +170,22 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
         }
         websocket::to_connect(&mut request);
     }
+    let mut answer = None;
     let sent = {
-        let sending = pin!(sender.try_send_request(request));
-        answer_to(sending, endpoint, call).await
+        let mut sending = pin!(sender.try_send_request(request));
+        waiting(endpoint, call, |cx| {
+            sending.as_mut().poll(cx).map(|came| match came {
+                Ok(response) => {
+                    answer = Some(response.map(ResponseBody::http2));
+                    Sent::Answer
+                }
+                Err(error) if error.message().is_some() => Sent::Unsent,
+                Err(error) => meaning(error.error()),
+            })
+        })
+        .await
     };
+    *call.answer = answer;
     match sent {
         Sent::Answer => Outcome {
             sent,
@@ -190,10 +209,6 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
 
 /// The parts of a target stand in fields of their own, and Host in one of them (RFC 9113 8.3.1).
 fn for_http2(request: &mut Request<RequestBody>) -> bool {
-    if request.uri().authority().is_some() {
-        // It has come back from a connection that did not take it.
-        return true;
-    }
     let Some(authority) = request
         .headers_mut()
         .remove(header::HOST)
@@ -215,23 +230,10 @@ fn for_http2(request: &mut Request<RequestBody>) -> bool {
 }
 
 /// Waits for the head of the answer, or for the end of waiting.
-async fn answer_to<F>(mut sending: Pin<&mut F>, endpoint: &Endpoint, call: &mut Call<'_>) -> Sent
-where
-    F: Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>>,
-{
+async fn waiting(endpoint: &Endpoint, call: &Call<'_>, mut poll: impl FnMut(&mut Context<'_>) -> Poll<Sent>) -> Sent {
     let failures = endpoint.failures();
-    let sent = poll_fn(|cx| match sending.as_mut().poll(cx) {
-        Poll::Ready(Ok(response)) => {
-            *call.answer = Some(response);
-            Poll::Ready(Sent::Answer)
-        }
-        Poll::Ready(Err(mut error)) => Poll::Ready(match error.take_message() {
-            Some(unsent) => {
-                *call.request = Some(unsent);
-                Sent::Unsent
-            }
-            None => meaning(error.error()),
-        }),
+    let sent = poll_fn(|cx| match poll(cx) {
+        Poll::Ready(sent) => Poll::Ready(sent),
         Poll::Pending if call.exchange.expired.get() => Poll::Ready(Sent::Expired),
         // The connection's timer looks here every now and then, as it does for `expired`.
         Poll::Pending if call.how.repeatable && endpoint.failures() >= failures + GONE => Poll::Ready(Sent::Lost),
@@ -275,16 +277,4 @@ async fn dial(flight: &Flight, address: SocketAddr, app: &App) -> Option<TcpStre
     // Fails only on a dead connection, which shows soon enough.
     let _ = stream.set_nodelay(true);
     Some(stream)
-}
-
-/// A new HTTP/1.1 connection, or none within the time.
-async fn connect(flight: &Flight, address: SocketAddr, app: &App) -> Option<Http1> {
-    let (io, line) = LineIo::new(dial(flight, address, app).await?);
-    let (sender, connection) = flight.worker().back.handshake(TokioIo::new(io)).await.ok()?;
-    let (mut connection, mut waker, own) = (connection.with_upgrades(), None, Arc::clone(&line));
-    tokio::task::spawn_local(poll_fn(move |cx| {
-        // How it ends is heard by whoever uses it.
-        own.poll(&mut waker, cx, |cx| Pin::new(&mut connection).poll(cx).map(drop))
-    }));
-    Some(Http1 { sender, line })
 }

@@ -9,17 +9,17 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::door::Door;
 use crate::exchange::{Limits, Pace};
 use crate::h2c;
+use crate::http1::Http1;
 use crate::http2;
 use crate::metrics::{SAMPLED, WorkerStats};
-use crate::pool::{Http1, Pool, Sender};
-use crate::retry::Spare;
+use crate::pool::{Pool, Sender};
 use crate::shared::Shared;
 use crate::table::{App, Table};
 use crate::tcp::{self, Arrival};
@@ -37,14 +37,16 @@ pub(crate) struct Worker {
     table: RefCell<Cache<Arc<ArcSwap<Table>>, Arc<Table>>>,
     pub(crate) pool: Pool,
     pub(crate) streams: h2c::Shared,
-    spares: RefCell<Vec<Spare>>,
+    /// Empty maps with room for fields.
+    spares: RefCell<Vec<HeaderMap>>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
     pub(crate) front: hyper::server::conn::http1::Builder,
     pub(crate) http2: h2::server::Builder,
-    pub(crate) back: hyper::client::conn::http1::Builder,
-    pub(crate) back2: hyper::client::conn::http2::Builder<h2c::Local>,
+    pub(crate) back: hyper::client::conn::http2::Builder<h2c::Local>,
     /// Most bytes that an endpoint may send before the head of its answer is whole, interim answers included.
-    pub(crate) most_before_answer: u32,
+    pub(crate) most_before_answer: usize,
+    /// Most bytes of one head.
+    pub(crate) most_in_head: usize,
     pub(crate) limits: Limits,
     /// Longest time that a TLS handshake may take.
     pub(crate) handshake: Duration,
@@ -73,12 +75,9 @@ impl Worker {
             .header_read_timeout(None)
             .max_header_size(config.max_head_bytes)
             .max_buf_size(config.buffer_bytes.max(config.max_head_bytes));
-        let mut back = hyper::client::conn::http1::Builder::new();
-        back.max_buf_size(config.buffer_bytes);
         // hyper's own limit of 100 fields costs no allocation.
         if config.max_head_fields != 100 {
             front.max_headers(config.max_head_fields);
-            back.max_headers(config.max_head_fields);
         }
         let head = Duration::from_millis(config.header_timeout_ms);
         let body = Duration::from_millis(config.body_idle_ms);
@@ -97,10 +96,10 @@ impl Worker {
             scratch: RefCell::new(vec![0; SCRATCH].into()),
             front,
             http2: http2::builder(config),
-            back,
-            back2: h2c::builder(config.buffer_bytes),
+            back: h2c::builder(config.buffer_bytes),
             // One head at its largest, and the part of the body that is read along with it.
-            most_before_answer: u32::try_from(config.buffer_bytes.saturating_mul(2)).unwrap_or(u32::MAX),
+            most_before_answer: config.buffer_bytes.saturating_mul(2),
+            most_in_head: config.buffer_bytes,
             limits: Limits {
                 head,
                 idle: Duration::from_secs(config.idle_timeout_s),
@@ -139,28 +138,19 @@ impl Worker {
     }
 
     /// Keeps an upstream connection once it waits for its next request.
-    pub(crate) fn keep(self: &Rc<Self>, endpoint: u64, sender: Sender, now: Instant) {
-        let mut http1 = match sender {
-            Sender::Http1(http1) => http1,
-            Sender::Http2(stream) => return drop(stream),
-        };
-        if http1.sender.is_ready() {
-            if self.pool.put(endpoint, http1, now) {
-                self.stats().pooled.add(1);
-            }
-        } else if !http1.sender.is_closed() {
-            let worker = Rc::clone(self);
-            tokio::task::spawn_local(async move {
-                let ready = tokio::time::timeout(Duration::from_secs(5), http1.sender.ready()).await;
-                if matches!(ready, Ok(Ok(()))) && worker.pool.put(endpoint, http1, Instant::now()) {
-                    worker.stats().pooled.add(1);
+    pub(crate) fn keep(&self, endpoint: u64, sender: Sender, now: Instant) {
+        match sender {
+            Sender::Http1(http1) => {
+                if self.pool.put(endpoint, http1, now) {
+                    self.stats().pooled.add(1);
                 }
-            });
+            }
+            Sender::Http2(stream) => drop(stream),
         }
     }
 
     /// An upstream connection that waits for a request.
-    pub(crate) fn kept(&self, endpoint: u64) -> Option<Http1> {
+    pub(crate) fn kept(&self, endpoint: u64) -> Option<Box<Http1>> {
         let (http1, gone) = self.pool.take(endpoint);
         let left = gone + u64::from(http1.is_some());
         if left > 0 {
@@ -169,14 +159,17 @@ impl Worker {
         http1
     }
 
-    pub(crate) fn spare(&self) -> Spare {
+    /// An empty map for fields.
+    pub(crate) fn fields(&self) -> HeaderMap {
         self.spares.borrow_mut().pop().unwrap_or_default()
     }
 
-    pub(crate) fn give_back(&self, spare: Spare) {
+    /// Takes a map whose fields are needed no more.
+    pub(crate) fn give_back(&self, mut fields: HeaderMap) {
         let mut spares = self.spares.borrow_mut();
-        if spares.len() < 256 {
-            spares.push(spare);
+        if spares.len() < 256 && fields.capacity() <= 128 {
+            fields.clear();
+            spares.push(fields);
         }
     }
 

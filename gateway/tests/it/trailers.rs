@@ -62,3 +62,66 @@ async fn an_answer_that_does_not_wait_for_the_body_arrives() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_writes_all_before_reading_is_not_held_up_by_the_answer() {
+    const LENGTH: usize = 24 * 1024 * 1024;
+    // Both directions are more than sockets hold.
+    let (at, _) = upstream(|mut stream, _| async move {
+        let head = read_until(&mut stream, "\r\n\r\n").await;
+        let mut read = head.len() - head.find("\r\n\r\n").map_or(0, |end| end + 4);
+        let (mut from, mut to) = stream.into_split();
+        let answers = tokio::spawn(async move {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n");
+            let _ = to.write_all(head.as_bytes()).await;
+            let _ = to.write_all(&vec![b'a'; LENGTH]).await;
+            to
+        });
+        let mut buffer = vec![0; 64 * 1024];
+        while read < LENGTH {
+            match from.read(&mut buffer).await {
+                Ok(n @ 1..) => read += n,
+                _ => return,
+            }
+        }
+        let _ = answers.await;
+    })
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    let exchange = async {
+        let head = format!("POST / HTTP/1.1\r\nHost: hello.localhost\r\nContent-Length: {LENGTH}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        client.write_all(&vec![b'q'; LENGTH]).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        let (mut came, mut buffer) = (0, vec![0; 64 * 1024]);
+        // What was read along with the head does not matter here.
+        while came < LENGTH - buffer.len() {
+            came += client.read(&mut buffer).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), exchange).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_a_request_that_breaks_off_never_ends_cleanly() {
+    let (at, _) = upstream(|mut stream, _| async move {
+        let _ = read_until(&mut stream, "\r\n\r\n").await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nbegun").await;
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest).await;
+        // Would be the clean end of the answer.
+        drop(stream);
+    })
+    .await;
+    let gateway = Gateway::hello(&[at]).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    let head = "POST / HTTP/1.1\r\nHost: hello.localhost\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    client.write_all(head.as_bytes()).await.unwrap();
+    let begun = read_until(&mut client, "begun").await;
+    assert!(begun.starts_with("HTTP/1.1 200"), "{begun}");
+    client.write_all(b"xyz\r\n").await.unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(Duration::from_secs(5), client.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok() && !rest.ends_with(b"0\r\n\r\n"), "{rest:?}");
+}
