@@ -68,7 +68,7 @@ impl Shown {
 
 /// The host that a client asked for last, and its app.
 #[derive(Default)]
-pub(crate) struct LastHost(RefCell<Option<Known>>);
+pub(crate) struct LastHost(RefCell<Option<Box<Known>>>);
 
 struct Known {
     /// As it came.
@@ -90,7 +90,7 @@ impl LastHost {
 
     pub(crate) fn remember(&self, host: &[u8], app: &Arc<App>, table: u64) {
         let (host, app) = (host.to_vec(), Arc::clone(app));
-        self.0.replace(Some(Known { host, app, table }));
+        self.0.replace(Some(Box::new(Known { host, app, table })));
     }
 
     /// Gives back what it holds.

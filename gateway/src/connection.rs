@@ -18,10 +18,12 @@ use tokio::net::TcpStream;
 
 use crate::answer;
 use crate::client::{Client, Socket};
-use crate::door;
+use crate::door::{self, Open};
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
 use crate::http2;
+use crate::idle;
+use crate::limit::OneConnection;
 use crate::stream::Stream;
 use crate::tls;
 use crate::upgrade::{self, Tunnel};
@@ -38,41 +40,85 @@ enum Done {
     Tunnel(Stream, Bytes, Tunnel),
 }
 
-/// Serves the connection until it closes.
-/// `before` was read already.
-pub(crate) async fn run(worker: &Rc<Worker>, client: Rc<Client>, stream: Stream, before: Bytes) {
+/// What is left of a connection after a stretch of requests.
+enum Rest {
+    /// The socket, until the client asks again.
+    Parked(Stream),
+    /// What is no HTTP/1 any more, or never was, to its end.
+    Other(Pin<Box<dyn Future<Output = ()>>>),
+}
+
+/// Serves the connection until it closes. `before` was read already.
+///
+/// This is the future of the connection's task and lives as long, so it is kept small: what serving needs is boxed and gone while
+/// the connection is parked, and the arguments of an `async fn` would be kept twice.
+pub(crate) fn run(
+    open: Open,
+    slot: Option<OneConnection>,
+    client: Rc<Client>,
+    stream: Stream,
+    before: Bytes,
+) -> impl Future<Output = ()> {
+    let begun = Box::pin(begin(Rc::clone(&open.0), Rc::clone(&client), stream, before));
+    async move {
+        let mut rest = begun.await;
+        loop {
+            let asks = match &mut rest {
+                Some(Rest::Parked(stream)) => idle::parked(&open.0, stream).await,
+                Some(Rest::Other(other)) => break other.as_mut().await,
+                None => break,
+            };
+            let Some(Rest::Parked(stream)) = rest.take() else { break };
+            if !asks {
+                break Box::pin(stream.close()).await;
+            }
+            rest = Box::pin(stretch(&open.0, &client, (stream, Bytes::new()), None)).await;
+        }
+        drop((slot, open));
+    }
+}
+
+/// Finds out what a new connection speaks, and serves it.
+async fn begin(worker: Rc<Worker>, client: Rc<Client>, stream: Stream, before: Bytes) -> Option<Rest> {
     let begun = Instant::now();
     let (http2, before) = match &stream {
         Stream::Plain(socket) => {
-            let Some(before) = first(worker, socket, before).await else {
-                return;
-            };
+            let before = first(&worker, socket, before).await?;
             (before.starts_with(http2::PREFACE), before)
         }
         // The handshake has told.
         Stream::Tls(tls) => (tls.get_ref().1.alpn_protocol() == Some(tls::HTTP2), before),
     };
     if http2 {
-        return Box::pin(http2::run(worker, client, stream, before)).await;
+        let serving = async move { http2::run(&worker, client, stream, before).await };
+        return Some(Rest::Other(Box::pin(serving)));
     }
-    let mut exchange = Rc::new(Exchange::new(Rc::clone(&client)));
-    let mut held = (stream, before);
-    let mut begun = Some(begun);
+    stretch(&worker, &client, (stream, before), Some(begun)).await
+}
+
+/// Serves requests until there are none for a while. `held` is the socket and what was read of it; `begun` is when a new connection
+/// came, which owes a request.
+async fn stretch(
+    worker: &Rc<Worker>,
+    client: &Rc<Client>,
+    mut held: (Stream, Bytes),
+    mut begun: Option<Instant>,
+) -> Option<Rest> {
     loop {
-        // Boxed, so that a parked connection does not keep the space that serving needs.
-        match Box::pin(serve(worker, &exchange, held.0, held.1, begun.take())).await {
-            Done::Closed => return,
+        let exchange = Rc::new(Exchange::new(Rc::clone(client)));
+        exchange.head_begun.set(begun.is_some() || !held.1.is_empty());
+        match serve(worker, &exchange, held.0, held.1, begun.take()).await {
+            Done::Closed => return None,
             Done::Tunnel(stream, before, tunnel) => {
-                return Box::pin(upgrade::run(worker, stream, before, tunnel)).await;
+                let worker = Rc::clone(worker);
+                let tunnel = async move { upgrade::run(&worker, stream, before, tunnel).await };
+                return Some(Rest::Other(Box::pin(tunnel)));
             }
             Done::Parked(stream, before) => {
                 client.last.forget();
-                drop(exchange);
-                if before.is_empty() && !parked(worker, &stream).await {
-                    return stream.close().await;
+                if before.is_empty() {
+                    return Some(Rest::Parked(stream));
                 }
-                exchange = Rc::new(Exchange::new(Rc::clone(&client)));
-                exchange.head_begun.set(!before.is_empty());
                 held = (stream, before);
             }
         }
@@ -100,21 +146,6 @@ async fn first(worker: &Rc<Worker>, stream: &TcpStream, mut before: Bytes) -> Op
     };
     // Who has just come when the worker begins to drain is about to ask, and has nowhere else to go.
     door::within(worker, worker.limits.head, reading).await.flatten()
-}
-
-/// Waits, holding nothing but the socket, until the client sends something; `false` when it is time to close.
-async fn parked(worker: &Rc<Worker>, stream: &Stream) -> bool {
-    worker.stats().parked.add(1);
-    let parked_for = worker.limits.park.unwrap_or_default();
-    let left = worker.limits.idle.saturating_sub(parked_for);
-    let woken = tokio::select! {
-        biased;
-        () = worker.drain.cancelled() => false,
-        readable = stream.readable() => readable.is_ok(),
-        () = tokio::time::sleep(left) => false,
-    };
-    worker.stats().parked.sub(1);
-    woken
 }
 
 async fn serve(

@@ -99,16 +99,14 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
             // Boxed, so that a connection that is being served does not keep the space that this needs.
             match Box::pin(prepare(&open.0, stream, peer, &side)).await {
                 Some(Prepared::Http(ready)) => {
-                    connection::run(&open.0, ready.client, ready.stream, ready.before).await;
-                    drop(ready.slot);
+                    connection::run(open, ready.slot, ready.client, ready.stream, ready.before).await;
                 }
                 Some(Prepared::Untouched(app, call, stream, slot)) => {
                     Box::pin(tcp::carry(&open.0, app, stream, call)).await;
-                    drop(slot);
+                    drop((slot, open));
                 }
-                None => {}
+                None => drop(open),
             }
-            drop(open);
         });
         return;
     }
@@ -116,10 +114,8 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
         let _ = stream.try_write(answer::TOO_MANY);
         return;
     };
-    tokio::task::spawn_local(async move {
-        connection::run(&open.0, client, Stream::Plain(stream), Bytes::new()).await;
-        drop((slot, open));
-    });
+    let stream = Stream::Plain(stream);
+    tokio::task::spawn_local(connection::run(open, slot, client, stream, Bytes::new()));
 }
 
 /// The client at this address, and its place among its connections (none for trusted proxies); `None`: it has too many.
@@ -259,7 +255,7 @@ pub(crate) async fn within<T>(worker: &Worker, limit: Duration, work: impl Futur
 }
 
 /// Counts an open connection, also when its task panics.
-pub(crate) struct Open(Rc<Worker>);
+pub(crate) struct Open(pub(crate) Rc<Worker>);
 
 impl Open {
     pub(crate) fn new(worker: Rc<Worker>) -> Self {

@@ -45,6 +45,7 @@ mod http1;
 mod http2;
 mod http2_guard;
 mod http2_stream;
+mod idle;
 mod limit;
 mod line;
 mod metrics;

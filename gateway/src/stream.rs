@@ -20,12 +20,12 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// Waits until something can be read. Only for streams that were read until nothing more came: what TLS has buffered does
+    /// Ready when something can be read. Only for streams that were read until nothing more came: what TLS has buffered does
     /// not show here.
-    pub(crate) async fn readable(&self) -> io::Result<()> {
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Plain(socket) => socket.readable().await,
-            Self::Tls(tls) => tls.get_ref().0.readable().await,
+            Self::Plain(socket) => socket.poll_read_ready(cx),
+            Self::Tls(tls) => tls.get_ref().0.poll_read_ready(cx),
         }
     }
 

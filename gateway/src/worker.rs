@@ -18,6 +18,7 @@ use crate::exchange::{Limits, Pace};
 use crate::h2c;
 use crate::http1::Http1;
 use crate::http2;
+use crate::idle::Idle;
 use crate::metrics::{SAMPLED, WorkerStats};
 use crate::pool::{Pool, Sender};
 use crate::shared::Shared;
@@ -55,6 +56,7 @@ pub(crate) struct Worker {
     /// Set when the worker has begun to stop: connections close after their current request.
     pub(crate) draining: Cell<bool>,
     pub(crate) drain: CancellationToken,
+    pub(crate) idle: Rc<Idle>,
     /// Set at the end of the drain: tunnels say goodbye.
     pub(crate) leaving: Cell<bool>,
     pub(crate) leave: CancellationToken,
@@ -111,6 +113,7 @@ impl Worker {
             tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),
             draining: Cell::new(false),
             drain: CancellationToken::new(),
+            idle: Rc::default(),
             leaving: Cell::new(false),
             leave: CancellationToken::new(),
             date: RefCell::new((0, HeaderValue::from_static(""))),
