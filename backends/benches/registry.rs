@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use caas_backends::registry::zookeeper::ZooKeeperWriter;
 use model::contract::registry::{Mirror, endpoint, key, load};
 use model::registry::{Acknowledgement, RegistryChange, RegistryReader, RegistryWriter};
-use registry_support::{ZooKeeper, available};
+use registry_support::{FULL, ZooKeeper, available};
 
 const APPS: u16 = 10_000;
 const CONTAINERS: u16 = 3;
@@ -71,7 +71,7 @@ async fn main() {
     }
     for servers in [1, 3] {
         println!("{servers} server(s)");
-        measure(&ZooKeeper::start(servers).await).await;
+        measure(&ZooKeeper::start_with(servers, FULL).await).await;
     }
 }
 

@@ -171,12 +171,12 @@ async fn bring(config: &Config, preamble: &str, copy: &Copy, served: &mut Served
     served.revision = revision;
     metrics.revision.set(revision.0);
     pace.changed = None;
-    metrics.set_ready(true);
+    metrics.meters.set_ready(true);
 }
 
 /// The change stays due and is tried again after a while, together with what has come by then.
 fn later(pace: &mut Pace, metrics: &Metrics) {
-    metrics.set_ready(false);
+    metrics.meters.set_ready(false);
     pace.not_before = Some(Instant::now() + AGAIN);
 }
 

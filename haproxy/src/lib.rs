@@ -10,7 +10,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod admin;
 mod apply;
 mod config;
 mod copy;
@@ -46,6 +45,9 @@ pub enum Error {
     Admin(#[source] std::io::Error),
 }
 
+/// What `/ready` says while it is not.
+const NOT_READY: &str = "HAProxy does not serve by the registry yet, or not by its last change";
+
 /// Runs the role until `shutdown`. Trouble with the registry, the file or HAProxy does not end it: what HAProxy has stays,
 /// and it is tried again.
 ///
@@ -60,7 +62,7 @@ pub async fn run(config: Config, deps: Deps, admin: TcpListener, shutdown: Cance
         None => render::PREAMBLE.to_owned(),
     };
     let metrics = Arc::new(Metrics::new());
-    let served = admin::serve(admin, Arc::clone(&metrics), shutdown.clone());
+    let served = ::admin::serve(admin, Arc::clone(&metrics.meters), NOT_READY, shutdown.clone());
     let kept = keep::run(&config, &preamble, deps.registry, &metrics, &shutdown);
     let (served, ()) = tokio::join!(served, kept);
     served.map_err(Error::Admin)

@@ -1,13 +1,15 @@
 //! What the adapter counts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
-use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
+use admin::Meters;
+use prometheus::{IntCounter, IntGauge};
 
-/// The role's counters, and whether it is ready.
+/// The role's counters.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
+    /// Where they are shown, and whether HAProxy serves by what was last heard.
+    pub(crate) meters: Arc<Meters>,
     /// Reloads that worked.
     pub(crate) reloads: IntCounter,
     /// Configurations that HAProxy refused.
@@ -22,24 +24,15 @@ pub(crate) struct Metrics {
     pub(crate) revision: IntGauge,
     /// 1 while the registry is out of reach.
     pub(crate) stale: IntGauge,
-    ready: AtomicBool,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help).expect("a literal, valid metric name");
-            let collector = Box::new(counter.clone());
-            registry.register(collector).expect("each name is registered once");
-            counter
-        };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help).expect("a literal, valid metric name");
-            let collector = Box::new(gauge.clone());
-            registry.register(collector).expect("each name is registered once");
-            gauge
-        };
+        let meters = Arc::new(Meters::default());
+        let (counter, gauge) = (
+            |name: &str, help: &str| meters.counter(name, help),
+            |name: &str, help: &str| meters.gauge(name, help),
+        );
         Self {
             reloads: counter("caas_haproxy_reloads_total", "Reloads that worked"),
             refused: counter("caas_haproxy_refused_total", "Configurations that HAProxy refused"),
@@ -54,24 +47,7 @@ impl Metrics {
                 "Newest registry revision that HAProxy serves by",
             ),
             stale: gauge("caas_haproxy_registry_stale", "1 while the registry is out of reach"),
-            ready: AtomicBool::new(false),
-            registry,
+            meters,
         }
-    }
-
-    /// Says whether HAProxy serves by what was last heard.
-    pub(crate) fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
-    }
-
-    /// All metrics in Prometheus' text format.
-    pub(crate) fn text(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
     }
 }

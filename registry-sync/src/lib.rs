@@ -13,7 +13,6 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod admin;
 mod certificates;
 mod confirm;
 mod health;
@@ -80,10 +79,13 @@ pub enum Error {
     Admin(#[source] std::io::Error),
 }
 
+/// What `/ready` says while it is not.
+const NOT_READY: &str = "the store or the registry can't be reached";
+
 /// Runs the role until `shutdown`. Trouble with the store or the registry does not end it: it goes on when they are back.
 pub async fn run(config: Config, deps: Deps, admin: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
     let metrics = Arc::new(Metrics::new());
-    let served = admin::serve(admin, Arc::clone(&metrics), shutdown.clone());
+    let served = ::admin::serve(admin, Arc::clone(&metrics.meters), NOT_READY, shutdown.clone());
     let synced = sync::run(&config, &deps, &metrics, &shutdown);
     let (served, ()) = tokio::join!(served, synced);
     served.map_err(Error::Admin)

@@ -1,15 +1,17 @@
 //! What registry-sync counts.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
-use prometheus::{Counter, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use admin::Meters;
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
 
 use crate::probe::Proof;
 
-/// The role's counters, and whether it is ready.
+/// The role's counters.
 #[derive(Debug)]
 pub(crate) struct Metrics {
-    registry: Registry,
+    /// Where they are shown, and whether the last turn did its work (as leader or as stand-by).
+    pub(crate) meters: Arc<Meters>,
     /// Instances with a probing task.
     pub(crate) watched: IntGauge,
     /// Endpoints published.
@@ -29,29 +31,26 @@ pub(crate) struct Metrics {
     /// Duration of full passes.
     pub(crate) passes: Histogram,
     /// Published entries that belonged to no instance.
-    pub(crate) ghosts: Counter,
+    pub(crate) ghosts: IntCounter,
     alive: IntCounter,
     assumed: IntCounter,
     dead: IntCounter,
-    ready: AtomicBool,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let gauge = |name: &str, help: &str| IntGauge::new(name, help).expect("a literal, valid metric name");
-        let counter = |name: &str, help: &str| IntCounter::new(name, help).expect("a literal, valid metric name");
-        let probes = IntCounterVec::new(
-            Opts::new("caas_registry_sync_probes_total", "Probes by result"),
-            &["result"],
-        )
-        .expect("a literal, valid metric name");
-        let passes = Histogram::with_opts(
-            HistogramOpts::new("caas_registry_sync_pass_seconds", "Duration of full passes")
-                .buckets(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0]),
-        )
-        .expect("a literal, valid metric name");
-        let metrics = Self {
+        let meters = Arc::new(Meters::default());
+        let (counter, gauge) = (
+            |name: &str, help: &str| meters.counter(name, help),
+            |name: &str, help: &str| meters.gauge(name, help),
+        );
+        let probes = Opts::new("caas_registry_sync_probes_total", "Probes by result");
+        let probes = IntCounterVec::new(probes, &["result"]).expect("a literal, valid metric name");
+        let probes = meters.show(probes);
+        let passes = HistogramOpts::new("caas_registry_sync_pass_seconds", "Duration of full passes")
+            .buckets(vec![0.001, 0.005, 0.02, 0.1, 0.5, 2.0]);
+        let passes = Histogram::with_opts(passes).expect("a literal, valid metric name");
+        Self {
             watched: gauge("caas_registry_sync_watched_instances", "Instances with a probing task"),
             published: gauge("caas_registry_sync_published_endpoints", "Endpoints published"),
             leader: gauge(
@@ -69,38 +68,16 @@ impl Metrics {
                 "Certificates written to the registry, or removed",
             ),
             failed_passes: counter("caas_registry_sync_failed_passes_total", "Passes that failed"),
-            ghosts: Counter::new(
+            ghosts: counter(
                 "caas_registry_sync_ghosts_total",
                 "Published entries without an instance",
-            )
-            .expect("a literal, valid metric name"),
-            passes,
+            ),
+            passes: meters.show(passes),
             alive: probes.with_label_values(&["alive"]),
             assumed: probes.with_label_values(&["assumed"]),
             dead: probes.with_label_values(&["dead"]),
-            ready: AtomicBool::new(false),
-            registry,
-        };
-        let all: [Box<dyn prometheus::core::Collector>; 11] = [
-            Box::new(metrics.watched.clone()),
-            Box::new(metrics.published.clone()),
-            Box::new(metrics.leader.clone()),
-            Box::new(metrics.braked.clone()),
-            Box::new(metrics.changes.clone()),
-            Box::new(metrics.loads.clone()),
-            Box::new(metrics.certificates.clone()),
-            Box::new(metrics.failed_passes.clone()),
-            Box::new(metrics.passes.clone()),
-            Box::new(metrics.ghosts.clone()),
-            Box::new(probes),
-        ];
-        for collector in all {
-            metrics
-                .registry
-                .register(collector)
-                .expect("each name is registered once, on a fresh registry");
+            meters,
         }
-        metrics
     }
 
     /// Counts a probe.
@@ -110,22 +87,5 @@ impl Metrics {
             Proof::Assumed => self.assumed.inc(),
             Proof::Dead(_) => self.dead.inc(),
         }
-    }
-
-    /// Says whether the last turn did its work (as leader or as stand-by).
-    pub(crate) fn set_ready(&self, ready: bool) {
-        self.ready.store(ready, Ordering::Relaxed);
-    }
-
-    /// Whether the last turn did its work.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
-    }
-
-    /// All metrics in Prometheus' text format.
-    pub(crate) fn text(&self) -> String {
-        TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
-            .unwrap_or_default()
     }
 }

@@ -179,7 +179,7 @@ impl<'a> Sync<'a> {
             Ok(true) => self.metrics.leader.set(1),
             Ok(false) => {
                 self.stand_by();
-                self.metrics.set_ready(true);
+                self.metrics.meters.set_ready(true);
                 return TROUBLE_PAUSE;
             }
             // Without the registry probing goes on: what is found out now is published when it is back. A process
@@ -187,7 +187,7 @@ impl<'a> Sync<'a> {
             Err(error) => {
                 tracing::warn!(%error, "the registry can't be reached");
                 self.forget_written();
-                self.metrics.set_ready(false);
+                self.metrics.meters.set_ready(false);
                 if self.metrics.leader.get() == 0 {
                     return TROUBLE_PAUSE;
                 }
@@ -212,7 +212,7 @@ impl<'a> Sync<'a> {
         };
         match done {
             Ok(more_certificates) => {
-                self.metrics.set_ready(true);
+                self.metrics.meters.set_ready(true);
                 if more_certificates || self.loads.as_ref().is_some_and(|(loads, _)| loads.is_behind()) {
                     LOADS_PAUSE
                 } else if self.waiting.is_empty() {
@@ -224,7 +224,7 @@ impl<'a> Sync<'a> {
             Err(trouble) => {
                 tracing::warn!(%trouble, "the pass failed");
                 self.metrics.failed_passes.inc();
-                self.metrics.set_ready(false);
+                self.metrics.meters.set_ready(false);
                 self.passed_at = None;
                 if matches!(trouble, Trouble::Registry(RegistryError::NotLeader)) {
                     self.stand_by();
@@ -373,7 +373,7 @@ impl<'a> Sync<'a> {
             );
             self.metrics
                 .ghosts
-                .inc_by(plan.ghosts.difference(&published.ghosts).count() as f64);
+                .inc_by(plan.ghosts.difference(&published.ghosts).count() as u64);
         }
         if !plan.changes.is_empty() {
             let revision = self.deps.registry.apply(&plan.changes).await?;

@@ -28,6 +28,12 @@ const UNTIL_WE_DIE: &str =
 /// Removes a directory when this process dies.
 const CLEAN_UP: &str = r#"cat >/dev/null; sleep 0.2; rm -rf "$0""#;
 
+/// Options of Java for servers that start soon and need little.
+const SMALL: &[&str] = &["-Xms32m", "-Xmx160m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+/// Options of Java for servers that are measured: its own choices, with the heap that ZooKeeper's start script gives.
+#[allow(dead_code, reason = "tests measure nothing")]
+pub const FULL: &[&str] = &["-Xmx1000m"];
+
 /// A running server: its supervisor, and its own pid.
 #[derive(Debug)]
 struct Server {
@@ -36,19 +42,12 @@ struct Server {
 }
 
 impl Server {
-    fn start(config: &Path) -> Self {
+    fn start(config: &Path, java: &[&str]) -> Self {
         let jars: Vec<String> = JARS.iter().map(|jar| format!("/usr/share/java/{jar}.jar")).collect();
         let mut supervisor = Command::new("sh")
-            .args([
-                "-c",
-                UNTIL_WE_DIE,
-                "sh",
-                "java",
-                "-Xms32m",
-                "-Xmx160m",
-                "-XX:+UseSerialGC",
-            ])
-            .args(["-XX:TieredStopAtLevel=1", "-cp", &jars.join(":")])
+            .args(["-c", UNTIL_WE_DIE, "sh", "java"])
+            .args(java)
+            .args(["-cp", &jars.join(":")])
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
             .arg(config)
             .stdin(Stdio::piped())
@@ -77,6 +76,8 @@ pub struct ZooKeeper {
     dir: PathBuf,
     ports: Vec<u16>,
     servers: Vec<Option<Server>>,
+    /// Options of Java.
+    java: &'static [&'static str],
     /// Its end removes the directory.
     cleaner: Child,
 }
@@ -121,6 +122,11 @@ pub fn quick() -> Options {
 impl ZooKeeper {
     /// Starts `n` servers and waits until they serve.
     pub async fn start(n: usize) -> Self {
+        Self::start_with(n, SMALL).await
+    }
+
+    /// As [`Self::start`], with these options of Java.
+    pub async fn start_with(n: usize, java: &'static [&'static str]) -> Self {
         let (dir, cleaner) = tokio::task::spawn_blocking(scratch).await.expect("a directory");
         // All are held until all are known, so that they differ.
         let held: Vec<TcpListener> = (0..3 * n)
@@ -149,6 +155,7 @@ impl ZooKeeper {
             dir,
             ports: ports[..n].to_vec(),
             servers: (0..n).map(|_| None).collect(),
+            java,
             cleaner,
         };
         for i in 0..n {
@@ -163,7 +170,7 @@ impl ZooKeeper {
     /// Starts server `i` (again).
     pub fn start_server(&mut self, i: usize) {
         let config = self.dir.join(format!("{}.cfg", i + 1));
-        self.servers[i] = Some(Server::start(&config));
+        self.servers[i] = Some(Server::start(&config, self.java));
     }
 
     /// Ends server `i` with SIGKILL.
