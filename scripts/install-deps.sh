@@ -7,7 +7,7 @@ case ${1:-} in
 demo) wanted=(dockerd:docker.io docker:docker-cli docker-registry:docker-registry iptables:iptables curl:curl) ;;
 test) wanted=(dockerd:docker.io docker:docker-cli docker-registry:docker-registry iptables:iptables curl:curl
     ip:iproute2 java:default-jre-headless /usr/share/java/zookeeper.jar:zookeeper mariadbd:mariadb-server
-    redis-server:redis-server redis-cli:redis-tools haproxy:haproxy
+    redis-server:redis-server redis-cli:redis-tools haproxy:haproxy pebble:pebble
     tini:tini openssl:openssl perl:perl-base nsenter:util-linux docker-compose:docker-compose valgrind:valgrind) ;;
 bench) wanted=(haproxy:haproxy nginx:nginx wrk:wrk h2load:nghttp2-client taskset:util-linux setpriv:util-linux) ;;
 *) die "usage: scripts/install-deps.sh demo|test|bench" ;;

@@ -51,6 +51,8 @@ pub(crate) struct Config {
     pub(crate) scheduler: scheduler::Config,
     /// registry-sync.
     pub(crate) registry_sync: registry_sync::Config,
+    /// Certificates that the scheduler gets by itself.
+    pub(crate) acme: scheduler::AcmeConfig,
 }
 
 /// `listen` in `[scheduler]`; the binary binds it, so the role's own settings do not hold it.
@@ -286,6 +288,17 @@ impl Config {
     pub(crate) fn gateway(&self) -> Result<gateway::Config, Failure> {
         self.gateway.check().map_err(|e| Failure::usage(e.to_string()))?;
         Ok(self.gateway.clone())
+    }
+
+    /// The scheduler's settings, checked.
+    pub(crate) fn scheduler(&self) -> Result<scheduler::Config, Failure> {
+        self.acme
+            .check(self.scheduler.certificates_key_file.is_some())
+            .map_err(Failure::usage)?;
+        Ok(scheduler::Config {
+            acme: self.acme.clone(),
+            ..self.scheduler.clone()
+        })
     }
 
     /// The folder with the client certificate for `https://` engines, if there is one.

@@ -23,6 +23,7 @@ use crate::config::{Config, ConfigArgs, Overrides};
 use crate::exit::Failure;
 use crate::handover::Inherited;
 use crate::roles::gateway::{self as gateway_role, CommonArgs};
+use crate::roles::scheduler::AcmeArgs;
 use crate::{listen, process, render};
 
 /// `caas up`.
@@ -56,6 +57,8 @@ pub(crate) struct UpArgs {
     /// host[:port] of the registry that is meant when a deploy names no image [default: 127.0.0.1:5000]
     #[arg(long, value_name = "HOST[:PORT]")]
     default_registry: Option<String>,
+    #[command(flatten)]
+    acme: AcmeArgs,
     /// API address as containers reach it; given to them as CAAS_API, needed for heartbeats
     #[arg(long, value_name = "URL")]
     api_url: Option<String>,
@@ -95,6 +98,7 @@ fn configuration(args: &UpArgs, data: &Path) -> Result<Config, Failure> {
         .set("gateway.certificates_key_file", Some(data.join(KEY_FILE)));
     let mut flags = Overrides::default();
     args.common.overrides(&mut flags);
+    args.acme.overrides(&mut flags);
     flags
         .set("scheduler.listen", args.api_listen)
         .set("scheduler.default_registry", args.default_registry.as_ref())
@@ -174,6 +178,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
     let store_url = config.store_url()?.to_owned();
     let (reader, writer) = open_registry(config.registry_url(&["memory:", "zk://"])?)?;
     let gateway_settings = config.gateway()?;
+    config.scheduler()?;
     let engines = backends::engine::opener(EngineOptions {
         tls_dir: config.tls_dir()?,
     });
@@ -236,7 +241,7 @@ async fn serve(args: &UpArgs, mut config: Config, data: PathBuf, shutdown: Cance
     });
     roles.spawn({
         let deps = scheduler::Deps { store, engines };
-        let (settings, stop) = (config.scheduler.clone(), others_stop.clone());
+        let (settings, stop) = (config.scheduler()?, others_stop.clone());
         async move {
             let result = scheduler::run(settings, deps, api, stop.clone()).await;
             process::ended("scheduler", result, &stop)

@@ -37,6 +37,7 @@ macro_rules! reasons {
 }
 
 reasons! {
+    AcmeChallenge = "acme_challenge" OK "This proves to a certificate authority whose domain it is.",
     RedirectHttps = "redirect_https" PERMANENT_REDIRECT "This app is served over https.",
     BadHost = "bad_host" BAD_REQUEST "The request needs exactly one valid Host.",
     BadTarget = "bad_target" BAD_REQUEST "The request's target is not one that this gateway serves.",
@@ -163,6 +164,19 @@ pub(crate) fn answer(reason: Reason, shape: Shape, wait: Option<u64>) -> Respons
         let allowed = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
         headers.insert(header::ALLOW, allowed);
     }
+    response
+}
+
+/// The answer to an authority that asks for proof of a domain (RFC 8555 section 8.3).
+pub(crate) fn proof(body: Bytes) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::own(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(REASON_HEADER, HeaderValue::from_static(Reason::AcmeChallenge.as_str()));
     response
 }
 

@@ -205,6 +205,17 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
                 return Some(Prepared::Untouched(app, call, stream, slot));
             }
             let left = worker.handshake.saturating_sub(begun.elapsed());
+            let challenges = &worker.shared.challenges;
+            if challenges.any()
+                && let Some(certificate) = challenges.certificate(&hello)
+            {
+                let prove = tls::prove(stream, hello, &certificate);
+                let proved = tokio::time::timeout(left, prove).await;
+                if let Err(failure) = proved.unwrap_or(Err(Failure::Timeout)) {
+                    failed(failure);
+                }
+                return None;
+            }
             let finish = tls::finish(tls, worker.stats(), stream, hello);
             let finished = tokio::time::timeout(left, finish).await;
             match finished.unwrap_or(Err(Failure::Timeout)) {

@@ -17,9 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::eject::Endpoint;
 use crate::shared::Shared;
-use crate::snapshot_file;
 use crate::table::{App, AppShared, Settings};
-use crate::tcp;
+use crate::{acme, snapshot_file, tcp};
 
 /// Between acknowledgements, and between looks at what drains.
 const PACE: Duration = Duration::from_millis(20);
@@ -52,6 +51,7 @@ pub(crate) struct Follower {
     /// Only where TLS is spoken; handed to it with the next publication when they have moved.
     certificates: BTreeMap<CertificateName, SealedCertificate>,
     certificates_moved: bool,
+    challenges: acme::Heard,
     /// Apps, and domains, that the next table must take anew.
     touched: HashSet<AppId>,
     touched_domains: HashSet<Box<str>>,
@@ -79,6 +79,7 @@ impl Follower {
             loads: HashMap::default(),
             certificates: BTreeMap::new(),
             certificates_moved: false,
+            challenges: acme::Heard::default(),
             touched: HashSet::new(),
             touched_domains: HashSet::new(),
             leaving: Vec::new(),
@@ -277,6 +278,7 @@ impl Follower {
             self.put(&key, endpoint, false);
         }
         self.reload(snapshot.loads);
+        self.challenges.resync(&snapshot.certificates);
         if self.shared.tls.is_some() {
             self.certificates = snapshot.certificates;
             self.certificates_moved = true;
@@ -299,14 +301,19 @@ impl Follower {
             }
             RegistryChange::Load(key, load) => return self.load_moved(key, Some(load)),
             RegistryChange::LoadRemove(key) => return self.load_moved(key, None),
-            RegistryChange::Certificate(..) | RegistryChange::CertificateRemove(_) if self.shared.tls.is_none() => {
-                return false;
-            }
             RegistryChange::Certificate(name, sealed) => {
+                let challenged = self.challenges.change(&name, sealed.challenge.as_ref());
+                if self.shared.tls.is_none() {
+                    return challenged;
+                }
                 self.certificates.insert(name, sealed);
                 self.certificates_moved = true;
             }
             RegistryChange::CertificateRemove(name) => {
+                let challenged = self.challenges.change(&name, None);
+                if self.shared.tls.is_none() {
+                    return challenged;
+                }
                 self.certificates.remove(&name);
                 self.certificates_moved = true;
             }
@@ -392,6 +399,8 @@ impl Follower {
         {
             tls.hear(Arc::new(self.certificates.clone()));
         }
+        self.challenges
+            .publish(&self.shared.challenges, self.shared.keys.as_deref());
         if self.complete {
             self.shared.registry.loaded.cancel();
         }

@@ -41,6 +41,8 @@ struct Refusal {
     wait: Option<u64>,
     /// Where the client is to go.
     location: Option<HeaderValue>,
+    /// What an authority is answered.
+    proof: Option<Bytes>,
 }
 
 impl From<Reason> for Refusal {
@@ -49,6 +51,7 @@ impl From<Reason> for Refusal {
             reason,
             wait: None,
             location: None,
+            proof: None,
         }
     }
 }
@@ -88,14 +91,22 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
     };
     let mut response = match outcome {
         Ok(response) => response,
-        Err(Refusal { reason, wait, location }) => {
+        Err(Refusal {
+            reason,
+            wait,
+            location,
+            proof,
+        }) => {
             // No endpoint, or one that is no part of the answer any more: the request counts there no longer.
             flight.leave();
             flight.reason = Some(reason);
             if reason.ends_connection() {
                 exchange.linger.set(true);
             }
-            let mut response = answer::answer(reason, shape, wait);
+            let mut response = match proof {
+                Some(proof) => answer::proof(proof),
+                None => answer::answer(reason, shape, wait),
+            };
             if let Some(location) = location {
                 response.headers_mut().insert(header::LOCATION, location);
             }
@@ -161,6 +172,15 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         },
         _ => return Err(Reason::BadHost.into()),
     };
+    // Before all that an app may want: its certificate must not depend on it.
+    if shared.challenges.any()
+        && let Some(proof) = shared.challenges.body(host.as_bytes(), parts.uri.path())
+    {
+        return Err(Refusal {
+            proof: Some(proof),
+            ..Reason::AcmeChallenge.into()
+        });
+    }
 
     if exchange.client.trusted
         && let Some(ip) = headers::client_behind(&parts.headers, &shared.trusted)
@@ -190,9 +210,8 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         && let Err(wait) = limiter.check(flight.ip)
     {
         return Err(Refusal {
-            reason: Reason::RateLimited,
             wait: Some(wait.as_secs() + 1),
-            location: None,
+            ..Reason::RateLimited.into()
         });
     }
     let mut scratch = route::SCRATCH;
@@ -202,9 +221,8 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         && let Some(location) = redirect::target(shared, &exchange.client, &parts.headers, name, &parts.uri)
     {
         return Err(Refusal {
-            reason: Reason::RedirectHttps,
-            wait: None,
             location: Some(location),
+            ..Reason::RedirectHttps.into()
         });
     }
     if body.size_hint().lower() > settings.max_body {

@@ -22,6 +22,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod access_log;
+mod acme;
 mod admin;
 mod answer;
 mod balance;
@@ -267,7 +268,7 @@ async fn open_certificates(shared: &Arc<Shared>) -> Result<Option<tls::Sources>,
     let shared = Arc::clone(shared);
     let opened = tokio::task::spawn_blocking(move || {
         let tls = shared.tls.as_ref()?;
-        Some(tls::Sources::open(&shared.config, tls))
+        Some(tls::Sources::open(&shared.config, shared.keys.clone(), tls))
     });
     let opened = opened
         .await

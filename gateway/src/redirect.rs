@@ -9,7 +9,7 @@ use crate::headers::X_FORWARDED_PROTO;
 use crate::shared::Shared;
 
 /// Where authorities look (RFC 8555 section 8.3).
-const CHALLENGES: &str = "/.well-known/acme-challenge/";
+pub(crate) const CHALLENGES: &str = "/.well-known/acme-challenge/";
 
 /// Where a request for `name` that came by http is sent; `None` when it is served. The app asks for redirects.
 pub(crate) fn target(

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 
 use arc_swap::ArcSwap;
+use certificates::SealingKeys;
 use tokio_util::sync::CancellationToken;
 
 use crate::Error;
 use crate::access_log::AccessLog;
+use crate::acme::Challenges;
 use crate::config::Config;
 use crate::eject::Clock;
 use crate::limit::{Connections, Networks};
@@ -31,6 +33,10 @@ pub(crate) struct Shared {
     /// Peers that begin connections with a PROXY header.
     pub(crate) balancers: Networks,
     pub(crate) tls: Option<Arc<Tls>>,
+    /// By which the registry's secrets are opened.
+    pub(crate) keys: Option<Arc<SealingKeys>>,
+    /// What authorities are answered.
+    pub(crate) challenges: Challenges,
     /// The port of https URLs that clients are sent to.
     pub(crate) https_port: u16,
     pub(crate) registry: RegistryStatus,
@@ -93,6 +99,12 @@ impl Shared {
     pub(crate) fn new(config: Config, workers: usize, https_port: Option<u16>) -> Result<Self, Error> {
         config.check()?;
         let tls = https_port.map(|_| Tls::new().map(Arc::new)).transpose()?;
+        let keys = config
+            .certificates_key_file
+            .as_deref()
+            .map(SealingKeys::load)
+            .transpose();
+        let keys = keys.map_err(|e| Error::Config(format!("gateway.certificates_key_file: {e}")))?;
         let https_port = match config.https_port {
             0 => https_port.unwrap_or_default(),
             port => port,
@@ -108,6 +120,8 @@ impl Shared {
             trusted: Networks::new(&config.trusted_proxies),
             balancers: Networks::new(&config.proxy_protocol_from),
             tls,
+            keys: keys.map(Arc::new),
+            challenges: Challenges::default(),
             https_port,
             registry: RegistryStatus::default(),
             tcp: TcpStatus::default(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::MAX_SEALED_CHALLENGE;
 use crate::{CertificateName, Timestamp};
 
 /// Longest chain, in bytes of PEM: ten certificates of a usual size.
@@ -60,16 +61,35 @@ pub struct Certificate {
 }
 
 /// A chain with its sealed key, as it lies in the store and in the registry. As JSON:
-/// `{"chain":"-----BEGIN CERTIFICATE-----…","key":"v1.…"}`; unknown fields are passed over.
+/// `{"chain":"-----BEGIN CERTIFICATE-----…","key":"v1.…"}`; unknown fields are passed over. While a certificate of this name is
+/// being had from an authority there is a `challenge` too, the first time without a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealedCertificate {
     /// PEM, the server's own certificate first.
     pub chain: Arc<str>,
     /// The sealed PEM of the key; sealed about [`about_key`].
     pub key: Arc<str>,
+    /// What gateways answer to an authority that asks for proof of the domain of this name; sealed about
+    /// [`about_challenge`](crate::order::about_challenge).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<Arc<str>>,
 }
 
 impl SealedCertificate {
+    /// A certificate, without a challenge.
+    pub fn new(chain: impl Into<Arc<str>>, key: impl Into<Arc<str>>) -> Self {
+        Self {
+            chain: chain.into(),
+            key: key.into(),
+            challenge: None,
+        }
+    }
+
+    /// Whether there is a certificate, not only a challenge.
+    pub fn has_chain(&self) -> bool {
+        !self.chain.is_empty()
+    }
+
     /// Reads what a registry holds.
     ///
     /// # Errors
@@ -80,6 +100,13 @@ impl SealedCertificate {
             return Err(format!(
                 "its chain has more than {MAX_CHAIN} bytes, or its key more than {MAX_SEALED_KEY}"
             ));
+        }
+        if sealed
+            .challenge
+            .as_ref()
+            .is_some_and(|c| c.len() > MAX_SEALED_CHALLENGE)
+        {
+            return Err(format!("its challenge has more than {MAX_SEALED_CHALLENGE} bytes"));
         }
         Ok(sealed)
     }
@@ -97,10 +124,7 @@ mod tests {
     #[test]
     fn what_is_too_long_or_no_certificate_is_refused() {
         let text = |chain: usize, key: usize| {
-            let sealed = SealedCertificate {
-                chain: "c".repeat(chain).into(),
-                key: "k".repeat(key).into(),
-            };
+            let sealed = SealedCertificate::new("c".repeat(chain), "k".repeat(key));
             serde_json::to_vec(&sealed).expect("json")
         };
         let whole = SealedCertificate::parse(&text(MAX_CHAIN, MAX_SEALED_KEY)).expect("at the limit");
@@ -114,6 +138,18 @@ mod tests {
         ] {
             assert!(SealedCertificate::parse(&bad).is_err());
         }
-        assert!(SealedCertificate::parse(br#"{"chain":"c","key":"k","more":1}"#).is_ok());
+        let plain = SealedCertificate::parse(br#"{"chain":"c","key":"k","more":1}"#).expect("more is passed over");
+        assert_eq!(plain, SealedCertificate::new("c", "k"));
+        assert_eq!(
+            serde_json::to_string(&plain).expect("json"),
+            r#"{"chain":"c","key":"k"}"#
+        );
+        let only = SealedCertificate::parse(br#"{"chain":"","key":"","challenge":"v1.x"}"#).expect("a challenge");
+        assert!(!only.has_chain() && only.challenge.as_deref() == Some("v1.x"));
+        let long = format!(
+            r#"{{"chain":"","key":"","challenge":"{}"}}"#,
+            "x".repeat(MAX_SEALED_CHALLENGE + 1)
+        );
+        assert!(SealedCertificate::parse(long.as_bytes()).is_err());
     }
 }

@@ -11,7 +11,7 @@ use crate::{SpecError, Version};
 
 /// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
 /// follow changes while they run. Unknown fields are ignored so that older gateways can read newer ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AppConfig {
     /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case.
@@ -22,6 +22,8 @@ pub struct AppConfig {
     pub tcp: Tcp,
     /// Plain HTTP requests are answered with a redirect to HTTPS (308).
     pub redirect_https: bool,
+    /// The app's domains get certificates by themselves where the scheduler has an authority. Default true.
+    pub acme: bool,
     /// How an endpoint is chosen.
     pub balance: Balance,
     /// With `balance = "consistent_hash"`: what is hashed.
@@ -39,6 +41,26 @@ pub struct AppConfig {
     pub limits: Limits,
     /// Time-outs at the gateway.
     pub timeouts: Timeouts,
+}
+
+impl Default for AppConfig {
+    fn default() -> Self {
+        Self {
+            domains: Vec::new(),
+            protocol: Protocol::default(),
+            tcp: Tcp::default(),
+            redirect_https: false,
+            acme: true,
+            balance: Balance::default(),
+            hash: HashKey::default(),
+            weights: BTreeMap::new(),
+            sticky: Sticky::default(),
+            prefer_region: false,
+            slow_start_s: 0,
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+        }
+    }
 }
 
 /// What the app speaks behind the gateway.
@@ -287,6 +309,13 @@ mod tests {
         for bad in ["", "a", "A.b", "-a.b", "a-.b", "a..b", "a.b.", "a_b.c", "a.b/c"] {
             assert!(!domain_name(bad), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn acme_is_on_unless_said_otherwise_also_for_what_was_stored_before() {
+        let read = |text: &str| serde_json::from_str::<AppConfig>(text).expect("json");
+        assert!(read("{}").acme && read("{}") == AppConfig::default());
+        assert!(!read(r#"{"acme":false}"#).acme);
     }
 
     #[test]

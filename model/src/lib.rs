@@ -20,6 +20,7 @@ pub mod id;
 pub mod instance;
 pub mod load;
 pub mod operation;
+pub mod order;
 pub mod ports;
 pub mod registry;
 pub mod spec;
@@ -39,6 +40,7 @@ pub use id::{
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
 pub use load::{Figures, Load};
 pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
+pub use order::{CertificateOrder, OrderState};
 pub use ports::PortRange;
 pub use registry::Endpoint;
 pub use spec::{HealthCheck, Placement, ReleaseSpec, SpecError, Strategy};

@@ -366,8 +366,8 @@ mod tests {
         snapshot.loads.insert(key.load_key(), Load::parse(load).expect("valid"));
         snapshot.configs.insert(key.app, AppConfig::default());
         let sealed = SealedCertificate {
-            chain: "c".into(),
-            key: "v1.k".into(),
+            challenge: Some("v1.c".into()),
+            ..SealedCertificate::new("c", "v1.k")
         };
         snapshot.certificates.insert("shop".parse().expect("valid"), sealed);
         let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).expect("json");

@@ -1,22 +1,25 @@
 //! The store: what is wanted, what was decided, and what became of it.
 //!
-//! Two traits over one database, so that the type says who may write what: [`InstanceStore`] is all that
-//! registry-sync sees; [`Store`] is the scheduler's. Rules that every implementation keeps:
+//! Traits over one database, so that the type says who may write what: [`InstanceStore`] is all that
+//! registry-sync sees; [`Store`], with [`OrderStore`], is the scheduler's. Rules that every implementation keeps:
 //!
 //! - a change names the generation it saw; a conflict is an answer ([`Outcome::Conflict`]), not an error;
 //! - each verb is one transaction, its event included; deadlock, lock wait, snapshot conflict and busy are
 //!   retried inside with a bound; a connection lost during commit is re-read, never assumed;
 //! - verbs are safe to repeat.
 
+mod orders;
+
 use std::time::Duration;
 
 use async_trait::async_trait;
+pub use orders::{Issued, OrderStore};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    App, AppId, Certificate, CertificateName, Event, Figures, Generation, Host, HostChange, HostName, Instance,
-    InstanceChange, InstanceId, InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange, Release,
-    SealedCertificate, Timestamp,
+    App, AppId, Certificate, CertificateName, CertificateOrder, Event, Figures, Generation, Host, HostChange, HostName,
+    Instance, InstanceChange, InstanceId, InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange,
+    Release, SealedCertificate, Timestamp,
 };
 
 /// Why the store could not answer.
@@ -136,6 +139,12 @@ pub trait InstanceStore: Send + Sync + std::fmt::Debug {
 
     /// The certificate of this name itself, and the mark of the row that it was read from.
     async fn certificate_sealed(&self, name: &CertificateName) -> Result<Option<(i64, SealedCertificate)>, StoreError>;
+
+    /// All orders of certificates, by domain.
+    async fn order_list(&self) -> Result<Vec<CertificateOrder>, StoreError>;
+
+    /// Notes that every live gateway answers the challenge with this mark; nothing happens when it is another by now.
+    async fn order_presented(&self, domain: &CertificateName, mark: i64) -> Result<(), StoreError>;
 
     /// All hosts, by name.
     async fn host_list(&self) -> Result<Vec<Host>, StoreError>;
@@ -390,7 +399,7 @@ impl std::fmt::Debug for RegistryCredentials {
 
 /// Everything that the scheduler reads and writes.
 #[async_trait]
-pub trait Store: InstanceStore {
+pub trait Store: InstanceStore + OrderStore {
     /// Proves that the database answers and its schema fits.
     async fn check(&self) -> Result<(), StoreError>;
 
@@ -525,7 +534,7 @@ pub trait Store: InstanceStore {
         now: Timestamp,
     ) -> Result<bool, StoreError>;
 
-    /// Forgets a certificate; `false` if there is none of this name.
+    /// Forgets a certificate, and the order of the domain of this name with its pause; `false` if there is neither.
     async fn certificate_remove(
         &self,
         name: &CertificateName,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::registry::{RegistryChange, RegistryError, RegistryWriter};
+use model::registry::{RegistryChange, RegistryError, RegistryRevision, RegistryWriter};
 use model::store::StoreError;
 use model::{CertificateName, SealedCertificate};
 use tokio::sync::watch;
@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Deps;
+use crate::confirm::{Awaited, confirmed};
 use crate::metrics::Metrics;
+use crate::sync::Trouble;
 
 /// Between two looks at the store.
 const EVERY: Duration = Duration::from_secs(2);
@@ -30,8 +32,16 @@ const REREAD: Duration = Duration::from_secs(600);
 /// Pause after the registry refused a certificate.
 const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 
-/// All certificates by name.
-pub(crate) type All = Arc<BTreeMap<CertificateName, SealedCertificate>>;
+/// All certificates by name, with what gateways are to answer to authorities meanwhile.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Wanted {
+    pub(crate) entries: BTreeMap<CertificateName, SealedCertificate>,
+    /// The marks of challenges that not every gateway is known to answer.
+    pub(crate) unpresented: BTreeMap<CertificateName, i64>,
+}
+
+/// What the registry is to hold.
+pub(crate) type All = Arc<Wanted>;
 
 /// Reads certificates while this process leads, until `shutdown`. `None`: they were not read yet.
 pub(crate) async fn follow(
@@ -69,22 +79,26 @@ async fn read(
     known: Option<&All>,
     marks: &mut HashMap<CertificateName, i64>,
 ) -> Result<Option<All>, StoreError> {
+    let orders = deps.store.order_list().await?;
     let list = deps.store.certificate_list().await?;
     let same = |name: &CertificateName, mark: i64| marks.get(name) == Some(&mark);
-    if let Some(known) = known
-        && known.len() == list.len()
-        && list.iter().all(|c| same(&c.name, c.mark))
-    {
-        return Ok(None);
-    }
-    let (mut all, mut new_marks) = (BTreeMap::new(), HashMap::new());
+    let (mut wanted, mut new_marks) = (Wanted::default(), HashMap::new());
     for certificate in list {
         let name = certificate.name;
         let kept = known
             .filter(|_| same(&name, certificate.mark))
-            .and_then(|known| known.get(&name));
+            .and_then(|known| known.entries.get(&name));
         let (mark, sealed) = match kept {
-            Some(sealed) => (certificate.mark, sealed.clone()),
+            Some(kept) => {
+                let challenge = None;
+                (
+                    certificate.mark,
+                    SealedCertificate {
+                        challenge,
+                        ..kept.clone()
+                    },
+                )
+            }
             None => match deps.store.certificate_sealed(&name).await? {
                 Some(read) => read,
                 // It went meanwhile.
@@ -92,10 +106,19 @@ async fn read(
             },
         };
         new_marks.insert(name.clone(), mark);
-        all.insert(name, sealed);
+        wanted.entries.insert(name, sealed);
     }
     *marks = new_marks;
-    Ok(Some(Arc::new(all)))
+    for order in orders {
+        let Some(challenge) = order.challenge else { continue };
+        if order.presented != order.mark {
+            wanted.unpresented.insert(order.domain.clone(), order.mark);
+        }
+        let none = || SealedCertificate::new("", "");
+        wanted.entries.entry(order.domain).or_insert_with(none).challenge = Some(challenge);
+    }
+    let changed = known.is_none_or(|known| **known != wanted);
+    Ok(changed.then(|| Arc::new(wanted)))
 }
 
 /// What the registry holds of certificates, as far as this writer knows.
@@ -105,6 +128,18 @@ pub(crate) struct Certificates {
     /// What was written last, whole.
     done: Option<All>,
     refused: Option<Instant>,
+    /// Challenges that this writer has written, until the store knows that they are presented.
+    presenting: BTreeMap<CertificateName, Presenting>,
+}
+
+/// A challenge that the gateways are to answer.
+#[derive(Debug)]
+struct Presenting {
+    mark: i64,
+    revision: RegistryRevision,
+    since: Instant,
+    /// The store was told.
+    told: bool,
 }
 
 impl Certificates {
@@ -112,6 +147,28 @@ impl Certificates {
     pub(crate) fn forget_written(&mut self) {
         self.written = None;
         self.done = None;
+        self.presenting.clear();
+    }
+
+    /// Whether gateways are waited for.
+    pub(crate) fn waits(&self) -> bool {
+        self.presenting.values().any(|p| !p.told)
+    }
+
+    /// Tells the store which challenges every live gateway answers, or has had `limit` for.
+    pub(crate) async fn confirm(&mut self, deps: &Deps, limit: Duration) -> Result<(), Trouble> {
+        if !self.waits() {
+            return Ok(());
+        }
+        let acknowledgements = deps.registry.acknowledgements().await?;
+        for (domain, presenting) in self.presenting.iter_mut().filter(|(_, p)| !p.told) {
+            let (revision, waited) = (presenting.revision, presenting.since.elapsed());
+            if confirmed(&Awaited::Routed, revision, waited, &acknowledgements, limit) {
+                deps.store.order_presented(domain, presenting.mark).await?;
+                presenting.told = true;
+            }
+        }
+        Ok(())
     }
 
     /// Writes a few of those that are due; `true` when there are more.
@@ -156,19 +213,33 @@ impl Certificates {
         }
     }
 
-    async fn write_some(&mut self, registry: &dyn RegistryWriter, wanted: &All) -> Result<usize, RegistryError> {
+    async fn write_some(&mut self, registry: &dyn RegistryWriter, wanted: &Wanted) -> Result<usize, RegistryError> {
         let written = match &mut self.written {
             Some((written, _)) => written,
             none => &mut none.insert((registry.certificates().await?, Instant::now())).0,
         };
-        let batch = due(written, wanted);
-        if !batch.is_empty() {
-            registry.apply(&batch).await?;
-        }
+        let presenting = &mut self.presenting;
+        presenting.retain(|domain, p| wanted.unpresented.get(domain) == Some(&p.mark));
+        let batch = due(written, wanted, |domain| !presenting.contains_key(domain));
+        let revision = match batch.is_empty() {
+            true => RegistryRevision::default(),
+            false => registry.apply(&batch).await?,
+        };
         let length = batch.len();
         for change in batch {
             match change {
-                RegistryChange::Certificate(name, sealed) => written.insert(name, sealed),
+                RegistryChange::Certificate(name, sealed) => {
+                    if let Some(mark) = wanted.unpresented.get(&name) {
+                        let new = Presenting {
+                            mark: *mark,
+                            revision,
+                            since: Instant::now(),
+                            told: false,
+                        };
+                        presenting.insert(name.clone(), new);
+                    }
+                    written.insert(name, sealed)
+                }
                 RegistryChange::CertificateRemove(name) => written.remove(&name),
                 _ => None,
             };
@@ -177,20 +248,27 @@ impl Certificates {
     }
 }
 
-/// What is to be written next: new and changed ones first, then what has to go.
+/// What is to be written next: challenges first, whose authorities wait, then new and changed ones, then what has to go. A
+/// challenge of which it is not known when it was written is written again, so that its revision is known.
 fn due(
     written: &BTreeMap<CertificateName, SealedCertificate>,
-    wanted: &BTreeMap<CertificateName, SealedCertificate>,
+    wanted: &Wanted,
+    unknown: impl Fn(&CertificateName) -> bool,
 ) -> Vec<RegistryChange> {
-    let new = wanted
-        .iter()
-        .filter(|(name, sealed)| written.get(*name) != Some(*sealed))
-        .map(|(name, sealed)| RegistryChange::Certificate(name.clone(), sealed.clone()));
+    let put = |(name, sealed): (&CertificateName, &SealedCertificate)| {
+        RegistryChange::Certificate(name.clone(), sealed.clone())
+    };
+    let awaited = |name: &CertificateName| wanted.unpresented.contains_key(name) && unknown(name);
+    let entries = || wanted.entries.iter();
+    let challenges = entries().filter(|(name, _)| awaited(name)).map(put);
+    let new = entries()
+        .filter(|(name, sealed)| !awaited(name) && written.get(*name) != Some(*sealed))
+        .map(put);
     let gone = written
         .keys()
-        .filter(|name| !wanted.contains_key(*name))
+        .filter(|name| !wanted.entries.contains_key(*name))
         .map(|name| RegistryChange::CertificateRemove(name.clone()));
-    new.chain(gone).take(AT_ONCE).collect()
+    challenges.chain(new).chain(gone).take(AT_ONCE).collect()
 }
 
 #[cfg(test)]
@@ -199,12 +277,16 @@ mod tests {
     use backends::registry::MemoryRegistry;
 
     fn all(list: &[(&str, char)]) -> All {
-        let sealed = |mark: char| SealedCertificate {
-            chain: mark.to_string().into(),
-            key: mark.to_string().into(),
-        };
+        Arc::new(Wanted {
+            entries: entries(list),
+            unpresented: BTreeMap::new(),
+        })
+    }
+
+    fn entries(list: &[(&str, char)]) -> BTreeMap<CertificateName, SealedCertificate> {
+        let sealed = |mark: char| SealedCertificate::new(mark.to_string(), mark.to_string());
         let each = list.iter().map(|(name, mark)| (name.parse().unwrap(), sealed(*mark)));
-        Arc::new(each.collect())
+        each.collect()
     }
 
     #[tokio::test]
@@ -221,7 +303,7 @@ mod tests {
             turns += 1;
         }
         assert_eq!(turns, 3);
-        assert_eq!(registry.certificates().await.unwrap(), *wanted);
+        assert_eq!(registry.certificates().await.unwrap(), wanted.entries);
         let before = registry.published().await.unwrap().revision;
         for wanted in [&wanted, &all(&list)] {
             assert!(!certificates.write(&*registry, Some(wanted), &metrics).await.unwrap());
@@ -232,7 +314,43 @@ mod tests {
         let fewer = all(&[("c0", 'b'), ("c1", 'a')]);
         let mut other = Certificates::default();
         while other.write(&*registry, Some(&fewer), &metrics).await.unwrap() {}
-        assert_eq!(registry.certificates().await.unwrap(), *fewer);
+        assert_eq!(registry.certificates().await.unwrap(), fewer.entries);
         assert_eq!(metrics.certificates.get(), 10 + 1 + 8);
+    }
+
+    #[tokio::test]
+    async fn challenges_go_first_and_are_known_to_be_written_whoever_leads() {
+        let registry = MemoryRegistry::new();
+        let metrics = Metrics::new();
+        let names: Vec<String> = (0..10).map(|n| format!("c{n}")).collect();
+        let list: Vec<(&str, char)> = names.iter().map(|n| (n.as_str(), 'a')).collect();
+        let (domain, mark): (CertificateName, i64) = ("z.example.com".parse().unwrap(), -7);
+        let mut wanted = Wanted {
+            entries: entries(&list),
+            unpresented: BTreeMap::from([(domain.clone(), mark)]),
+        };
+        let challenge = SealedCertificate {
+            challenge: Some("v1.x".into()),
+            ..SealedCertificate::new("", "")
+        };
+        wanted.entries.insert(domain.clone(), challenge.clone());
+        let wanted: All = Arc::new(wanted);
+        for more in [true, false] {
+            // A new leader does not know when what stands there was written.
+            let mut certificates = Certificates::default();
+            let written = certificates.write(&*registry, Some(&wanted), &metrics).await;
+            assert_eq!(written.unwrap(), more);
+            let now = registry.published().await.unwrap().revision;
+            let presenting = &certificates.presenting[&domain];
+            assert_eq!((presenting.mark, presenting.revision), (mark, now));
+            assert!(certificates.waits());
+            while certificates.write(&*registry, Some(&wanted), &metrics).await.unwrap() {}
+            assert_eq!(registry.certificates().await.unwrap()[&domain], challenge);
+        }
+        // It is over.
+        let mut certificates = Certificates::default();
+        let without = all(&list);
+        while certificates.write(&*registry, Some(&without), &metrics).await.unwrap() {}
+        assert!(!certificates.waits() && !registry.certificates().await.unwrap().contains_key(&domain));
     }
 }

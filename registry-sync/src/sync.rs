@@ -210,12 +210,20 @@ impl<'a> Sync<'a> {
             Ok(()) => self.write_certificates().await,
             Err(trouble) => Err(trouble),
         };
+        let done = match done {
+            Ok(more) => self
+                .certificates
+                .confirm(self.deps, self.acknowledge_limit())
+                .await
+                .map(|()| more),
+            Err(trouble) => Err(trouble),
+        };
         match done {
             Ok(more_certificates) => {
                 self.metrics.meters.set_ready(true);
                 if more_certificates || self.loads.as_ref().is_some_and(|(loads, _)| loads.is_behind()) {
                     LOADS_PAUSE
-                } else if self.waiting.is_empty() {
+                } else if self.waiting.is_empty() && !self.certificates.waits() {
                     Duration::from_secs(self.config.full_pass_s.max(1))
                 } else {
                     ACKNOWLEDGE_POLL
@@ -233,6 +241,11 @@ impl<'a> Sync<'a> {
                 TROUBLE_PAUSE
             }
         }
+    }
+
+    /// How long a gateway is waited for.
+    fn acknowledge_limit(&self) -> Duration {
+        Duration::from_millis(self.config.acknowledge_timeout_ms)
     }
 
     fn stand_by(&mut self) {
@@ -479,7 +492,7 @@ impl<'a> Sync<'a> {
             return Ok(());
         }
         let acknowledgements = self.deps.registry.acknowledgements().await?;
-        let limit = Duration::from_millis(self.config.acknowledge_timeout_ms);
+        let limit = self.acknowledge_limit();
         let mut done = Vec::new();
         for (id, w) in &self.waiting {
             if confirmed(&w.awaited, w.revision, w.since.elapsed(), &acknowledgements, limit) {
@@ -526,7 +539,7 @@ fn release_key(instance: &Instance, births: &Births<'_>) -> Option<(AppId, Times
 
 /// Why a pass failed.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(crate) enum Trouble {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]

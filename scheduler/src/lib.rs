@@ -3,13 +3,15 @@
 //! - [`api`]: requests in, intent out; it never commands an engine to start or stop anything;
 //! - [`intent`], [`canary`], [`image`]: what a request means for an app, decided purely, and which image that is;
 //! - [`placement`]: which hosts fit and which of them is best, decided purely;
-//! - [`converge`], [`hosts`], [`stats`]: loops that make the fleet what the store says.
+//! - [`converge`], [`hosts`], [`stats`]: loops that make the fleet what the store says;
+//! - [`acme`]: the loop that gets certificates for custom domains.
 //!
 //! The scheduler is the only writer of the store's intent and the only commander of engines. It never writes
 //! the registry.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acme;
 mod api;
 mod canary;
 mod converge;
@@ -32,6 +34,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use acme::{AcmeConfig, Challenges};
 pub use converge::config::ConvergeConfig;
 
 /// The scheduler's settings (`[scheduler]` in `caas.toml`).
@@ -57,6 +60,9 @@ pub struct Config {
     pub app_url: Option<String>,
     /// The loops that make the fleet what the store says.
     pub converge: ConvergeConfig,
+    /// Certificates that are had by themselves: `[acme]` in `caas.toml`, a section of its own.
+    #[serde(skip)]
+    pub acme: AcmeConfig,
 }
 
 impl Default for Config {
@@ -70,6 +76,7 @@ impl Default for Config {
             gateway_tcp_ports: model::ports::GATEWAY_TCP,
             app_url: None,
             converge: ConvergeConfig::default(),
+            acme: AcmeConfig::default(),
         }
     }
 }
@@ -124,6 +131,15 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
     };
     let local = listener.local_addr().ok();
     let metrics = Arc::new(metrics::Metrics::new());
+    let converge = named(config.converge.clone(), local);
+    let acme = acme::Acme::new(
+        &config.acme,
+        Arc::clone(&deps.store),
+        sealing.clone(),
+        Arc::clone(&metrics),
+        &converge.scheduler_id,
+    )
+    .map_err(Error::Config)?;
     let fleet = converge::Fleet::new(Arc::clone(&deps.store), deps.engines.clone());
     let api = api::Api::new(
         &config,
@@ -152,8 +168,12 @@ pub async fn run(config: Config, deps: Deps, listener: TcpListener, shutdown: Ca
         let _ = serving.await;
         return Err(error);
     }
+    if let Some(acme) = acme {
+        // Should it panic, the rest goes on: traffic does not depend on it.
+        tokio::spawn(acme.run(stop.clone()));
+    }
     let mut converging = tokio::spawn(converge::run(
-        named(config.converge, local),
+        converge,
         Arc::clone(&deps.store),
         fleet,
         metrics,

@@ -20,6 +20,8 @@ pub(crate) struct Metrics {
     pub(crate) passes: IntCounterVec,
     /// Operations that ended, by `kind` and `state`.
     pub(crate) operations: IntCounterVec,
+    /// Tries to have a certificate, by `result`: `issued`, `renewed`, `failed`.
+    pub(crate) acme_orders: IntCounterVec,
     /// Instances that hold resources, by `state`.
     pub(crate) instances: IntGaugeVec,
     /// Hosts by `state`: `up`, `down`.
@@ -89,6 +91,11 @@ impl Metrics {
                 "caas_scheduler_operations_total",
                 "operations that ended",
                 &["kind", "state"],
+            ),
+            acme_orders: counter(
+                "caas_scheduler_acme_orders_total",
+                "tries to have a certificate from the authority",
+                &["result"],
             ),
             instances: gauge("caas_scheduler_instances", "instances that hold resources", &["state"]),
             hosts: gauge("caas_scheduler_hosts", "hosts", &["state"]),

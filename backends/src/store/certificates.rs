@@ -4,9 +4,9 @@ use model::certificate::MOST;
 use model::store::StoreError;
 use model::{Certificate, CertificateName, NewEvent, SealedCertificate, Timestamp};
 
-use super::database::values;
+use super::database::{Fault, values};
 use super::rows::{Marked, json};
-use super::transaction::{End, Transactions};
+use super::transaction::{End, Transactions, Tx};
 
 pub(super) async fn list(at: &Transactions) -> Result<Vec<Certificate>, StoreError> {
     at.read(|tx| Box::pin(async move { tx.list("FROM certificates ORDER BY name", &[]).await }))
@@ -42,26 +42,36 @@ pub(super) async fn put(
             if others.is_some_and(|n| u64::try_from(n).is_ok_and(|n| n >= MOST)) {
                 return Ok(End::Abandon(false));
             }
-            let sql = "REPLACE INTO certificates (name, source, names, issuer, not_before, expires_at, chain, \
-                sealed_key, updated_at, mark) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-            let values = [
-                certificate.name.as_str().into(),
-                certificate.source.as_str().into(),
-                json(&certificate.names)?,
-                (&certificate.issuer).into(),
-                certificate.not_before.into(),
-                certificate.expires_at.into(),
-                (&*sealed.chain).into(),
-                (&*sealed.key).into(),
-                certificate.updated_at.into(),
-                certificate.mark.into(),
-            ];
-            tx.execute(sql, &values).await?;
+            write_certificate(tx, certificate, sealed).await?;
             tx.record(event.clone(), now);
             Ok(End::Commit(true))
         })
     })
     .await
+}
+
+/// Writes the row in the place of the one of the same name.
+pub(super) async fn write_certificate(
+    tx: &mut Tx<'_>,
+    certificate: &Certificate,
+    sealed: &SealedCertificate,
+) -> Result<(), Fault> {
+    let sql = "REPLACE INTO certificates (name, source, names, issuer, not_before, expires_at, chain, \
+        sealed_key, updated_at, mark) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    let values = [
+        certificate.name.as_str().into(),
+        certificate.source.as_str().into(),
+        json(&certificate.names)?,
+        (&certificate.issuer).into(),
+        certificate.not_before.into(),
+        certificate.expires_at.into(),
+        (&*sealed.chain).into(),
+        (&*sealed.key).into(),
+        certificate.updated_at.into(),
+        certificate.mark.into(),
+    ];
+    tx.execute(sql, &values).await?;
+    Ok(())
 }
 
 pub(super) async fn remove(
@@ -73,7 +83,10 @@ pub(super) async fn remove(
     at.write(|tx| {
         Box::pin(async move {
             let sql = "DELETE FROM certificates WHERE name = ?";
-            if tx.execute(sql, &values![name.as_str()]).await?.rows == 0 {
+            let certificates = tx.execute(sql, &values![name.as_str()]).await?.rows;
+            let sql = "DELETE FROM certificate_orders WHERE domain = ?";
+            let orders = tx.execute(sql, &values![name.as_str()]).await?.rows;
+            if certificates + orders == 0 {
                 return Ok(End::Abandon(false));
             }
             tx.record(event.clone(), now);

@@ -13,6 +13,7 @@ mod hosts;
 mod instances;
 mod mysql;
 mod operations;
+mod orders;
 mod placement;
 mod revision;
 mod rows;
@@ -28,8 +29,8 @@ use model::store::{
     Outcome, PlaceOutcome, Placing, RegistryCredentials, Revision, Store, StoreError, Token,
 };
 use model::{
-    App, AppId, Certificate, CertificateName, Event, Figures, Host, HostChange, HostName, Instance, InstanceChange,
-    InstanceId, NewEvent, Operation, OperationId, PlatformId, Release, SealedCertificate, Timestamp,
+    App, AppId, Certificate, CertificateName, CertificateOrder, Event, Figures, Host, HostChange, HostName, Instance,
+    InstanceChange, InstanceId, NewEvent, Operation, OperationId, PlatformId, Release, SealedCertificate, Timestamp,
 };
 use sqlx::Connection as _;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
@@ -229,6 +230,14 @@ impl InstanceStore for SqlStore {
 
     async fn certificate_sealed(&self, name: &CertificateName) -> Result<Option<(i64, SealedCertificate)>, StoreError> {
         certificates::sealed(&self.at, name).await
+    }
+
+    async fn order_list(&self) -> Result<Vec<CertificateOrder>, StoreError> {
+        orders::list(&self.at).await
+    }
+
+    async fn order_presented(&self, domain: &CertificateName, mark: i64) -> Result<(), StoreError> {
+        orders::presented(&self.at, domain, mark).await
     }
 
     async fn host_list(&self) -> Result<Vec<Host>, StoreError> {

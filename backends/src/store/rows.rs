@@ -4,8 +4,8 @@ use std::str::FromStr;
 
 use model::store::{RegistryCredentials, StoreError, Token};
 use model::{
-    App, AppId, Canary, Certificate, Event, Failure, Figures, Generation, Host, HostName, Instance, InstanceId,
-    NewEvent, Operation, Release, SealedCertificate, Timestamp,
+    App, AppId, Canary, Certificate, CertificateOrder, Event, Failure, Figures, Generation, Host, HostName, Instance,
+    InstanceId, NewEvent, Operation, Release, SealedCertificate, Timestamp,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -343,8 +343,42 @@ impl Stored for Marked {
 
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         let mark = c.int()?;
-        let (chain, key) = (c.text()?.into(), c.text()?.into());
-        Ok(Self(mark, SealedCertificate { chain, key }))
+        let (chain, key) = (c.text()?, c.text()?);
+        Ok(Self(mark, SealedCertificate::new(chain, key)))
+    }
+}
+
+impl Stored for CertificateOrder {
+    const COLUMNS: &'static str = "domain, app, failures, next_try, error, holder, held_until, url, sealed_key, \
+        challenge, mark, presented, generation";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            domain: c.id()?,
+            app: c.id()?,
+            failures: c.int()?,
+            next_try: c.time()?,
+            error: c.text_or_null()?,
+            holder: c.text()?,
+            held_until: c.time()?,
+            url: c.text_or_null()?,
+            key: c.text_or_null()?.map(Into::into),
+            challenge: c.text_or_null()?.map(Into::into),
+            mark: c.int()?,
+            presented: c.int()?,
+            generation: c.generation()?,
+        })
+    }
+}
+
+/// A sealed account at an authority.
+pub(super) struct Account(pub(super) String);
+
+impl Stored for Account {
+    const COLUMNS: &'static str = "account";
+
+    fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
+        Ok(Self(c.text()?))
     }
 }
 

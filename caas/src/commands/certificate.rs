@@ -20,9 +20,9 @@ const LARGEST: u64 = 256 * 1024;
 pub(crate) enum CertificateCommand {
     /// Give all gateways a certificate, or a new one in the place of the one of this name
     Add(AddArgs),
-    /// List certificates and when they expire
+    /// List certificates, when they expire, and how far those are that the platform gets by itself
     Ls,
-    /// Take a certificate away from all gateways
+    /// Take a certificate away from all gateways; one that the platform gets by itself is had anew at once
     Rm {
         /// The certificate
         name: CertificateName,
@@ -73,10 +73,11 @@ pub(crate) async fn run(session: &Session, command: &CertificateCommand) -> Resu
                     cell(text(entry, "source")),
                     cell(text(entry, "issuer")),
                     expiry(text(entry, "expires_at")),
+                    order_of(entry),
                 ]
             };
             let rows = answer.iter().map(row).collect();
-            let headers = ["NAME", "HOSTS", "SOURCE", "ISSUER", "EXPIRES"];
+            let headers = ["NAME", "HOSTS", "SOURCE", "ISSUER", "EXPIRES", "ORDER"];
             render::print(&render::table(&headers, rows));
         }
         CertificateCommand::Rm { name } => {
@@ -132,10 +133,42 @@ fn expiry(at: Option<&str>) -> String {
     }
 }
 
+/// How far the platform is with getting it, and what went wrong; `-`: nothing is to be done.
+fn order_of(entry: &Value) -> String {
+    let order = &entry["order"];
+    let error = text(order, "error").map_or_else(String::new, |e| format!(": {e}"));
+    match text(order, "state") {
+        None => "-".into(),
+        Some("failed") => {
+            let next = text(order, "next_try");
+            let due = next.and_then(|at| serde_json::from_value::<Timestamp>(at.into()).ok());
+            let next = due.map_or_else(String::new, |at| {
+                format!(", next try in {}", render::span(at.since(Timestamp::now())))
+            });
+            format!("failed {} times{next}{error}", order["failures"])
+        }
+        Some("under_way") => format!("under way{error}"),
+        Some(other) => other.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn orders_say_what_went_wrong_and_what_comes_next() {
+        let order = |order: Value| order_of(&json!({ "order": order }));
+        assert_eq!(order(json!(null)), "-");
+        assert_eq!(
+            order(json!({"state": "under_way", "failures": 0, "error": null})),
+            "under way"
+        );
+        let soon = Timestamp::now().plus(Duration::from_secs(605)).to_string();
+        let failed = order(json!({"state": "failed", "failures": 2, "error": "no such host", "next_try": soon}));
+        assert_eq!(failed, "failed 2 times, next try in 10m: no such host");
+    }
 
     #[test]
     fn hosts_and_expiry_are_short() {

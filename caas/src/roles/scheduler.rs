@@ -37,14 +37,46 @@ pub(crate) struct SchedulerArgs {
     /// File with the keys that seal certificates' keys, 64 hexadecimal digits a line; the gateways need it too
     #[arg(long, value_name = "FILE")]
     certificates_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    acme: AcmeArgs,
     /// Folder with ca.pem, cert.pem and key.pem for https:// engines
     #[arg(long, value_name = "DIR")]
     tls_dir: Option<PathBuf>,
 }
 
+/// Flags about certificates that are had by themselves; `caas scheduler` and `caas up` share them.
+#[derive(Debug, Args)]
+pub(crate) struct AcmeArgs {
+    /// ACME directory of the authority that gives custom domains their certificates; off without it
+    #[arg(long, value_name = "URL")]
+    acme_directory: Option<String>,
+    /// E-mail address that the authority may write to (repeatable)
+    #[arg(long, value_name = "ADDRESS")]
+    acme_contact: Vec<String>,
+    /// The authority's terms of service are agreed to
+    #[arg(long)]
+    acme_terms_agreed: bool,
+    /// PEM file with the root certificates of a private authority
+    #[arg(long, value_name = "FILE")]
+    acme_root: Option<PathBuf>,
+}
+
+impl AcmeArgs {
+    /// These flags as settings.
+    pub(crate) fn overrides(&self, overrides: &mut Overrides) {
+        let contacts = Some(&self.acme_contact).filter(|list| !list.is_empty());
+        overrides
+            .set("acme.directory", self.acme_directory.as_ref())
+            .set("acme.contacts", contacts)
+            .set("acme.terms_agreed", self.acme_terms_agreed.then_some(true))
+            .set("acme.root_certificate_file", self.acme_root.as_ref());
+    }
+}
+
 /// Runs a scheduler until a signal.
 pub(crate) fn run(args: &SchedulerArgs) -> Result<(), Failure> {
     let mut flags = Overrides::default();
+    args.acme.overrides(&mut flags);
     flags
         .set("store.url", args.store.as_ref())
         .set("scheduler.listen", args.listen)
@@ -56,6 +88,7 @@ pub(crate) fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         .set("engine.tls_dir", args.tls_dir.as_ref());
     let config = args.config.load(&Overrides::default(), &flags)?;
     let url = config.store_url()?.to_owned();
+    let settings = config.scheduler()?;
     let engines = backends::engine::opener(EngineOptions {
         tls_dir: config.tls_dir()?,
     });
@@ -68,7 +101,7 @@ pub(crate) fn run(args: &SchedulerArgs) -> Result<(), Failure> {
         tracing::info!(listen = %config.api_listen.0, store = %without_password(&url), "scheduler");
         let listener = listen::for_tokio(listener)?;
         let deps = Deps { store, engines };
-        let result = scheduler::run(config.scheduler, deps, listener, shutdown.clone()).await;
+        let result = scheduler::run(settings, deps, listener, shutdown.clone()).await;
         process::ended("scheduler", result, &shutdown)
     })
 }

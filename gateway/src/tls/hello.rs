@@ -21,6 +21,14 @@ impl Hello {
     pub(crate) fn server_name(&self) -> Option<String> {
         self.accepted.client_hello().server_name().map(str::to_ascii_lowercase)
     }
+
+    /// Whether the client offers this protocol, and no other.
+    pub(crate) fn offers(&self, protocol: &[u8]) -> bool {
+        let hello = self.accepted.client_hello();
+        hello
+            .alpn()
+            .is_some_and(|mut all| all.next() == Some(protocol) && all.next().is_none())
+    }
 }
 
 /// Why there is no [`Hello`].

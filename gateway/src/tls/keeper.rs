@@ -1,7 +1,6 @@
 //! Keeps the certificates that serve those of the folder and of the registry, while connections are open.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -37,12 +36,8 @@ impl Sources {
     /// Opens them, and serves what the folder holds.
     ///
     /// # Errors
-    /// [`Error::Config`] when the folder or the key file can't be read; bad pairs in the folder are no error.
-    pub(crate) fn open(config: &Config, tls: &Tls) -> Result<Self, Error> {
-        let load = |path: &Path| {
-            SealingKeys::load(path).map_err(|e| Error::Config(format!("gateway.certificates_key_file: {e}")))
-        };
-        let keys = config.certificates_key_file.as_deref().map(load).transpose()?;
+    /// [`Error::Config`] when the folder can't be read; bad pairs in it are no error.
+    pub(crate) fn open(config: &Config, keys: Option<Arc<SealingKeys>>, tls: &Tls) -> Result<Self, Error> {
         let mut sources = Self {
             folder: config.certificates_dir.clone().map(Folder::new),
             registered: Registered::new(keys),

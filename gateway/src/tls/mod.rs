@@ -11,11 +11,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use ::certificates::ACME_TLS;
 use arc_swap::ArcSwap;
 use rustls::crypto::ring;
 use rustls::server::{ClientHello, ResolvesServerCert, ServerSessionMemoryCache};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{HandshakeKind, PeerIncompatible, ProtocolVersion, ServerConfig};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::StartHandshake;
@@ -189,6 +191,21 @@ pub(crate) async fn finish(
     let resumed = connection.handshake_kind() == Some(HandshakeKind::Resumed);
     stats.tls_handshakes[usize::from(newest) * 2 + usize::from(resumed)].add(1);
     Ok((Box::new(stream), name.map(|name| Shown { name, certificate })))
+}
+
+/// Shakes hands with an authority that wants to see this certificate; the handshake is all it wants (RFC 8737 section 3).
+pub(crate) async fn prove(stream: TcpStream, hello: Hello, certificate: &CertifiedKey) -> Result<(), Failure> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| reason(&e))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certificate.clone())));
+    config.alpn_protocols = vec![ACME_TLS.to_vec()];
+    let handshake = StartHandshake::from_parts(hello.accepted, stream).into_stream(Arc::new(config));
+    let mut stream = handshake.await.map_err(|e| failure(&e))?;
+    // It has seen what it wanted; whether it hears the end does not matter.
+    let _ = stream.shutdown().await;
+    Ok(())
 }
 
 /// What made a handshake fail.

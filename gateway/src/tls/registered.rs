@@ -18,7 +18,7 @@ pub(crate) type Sealed = Arc<BTreeMap<CertificateName, SealedCertificate>>;
 #[derive(Debug)]
 pub(crate) struct Registered {
     /// Without any, nothing is opened.
-    keys: Option<SealingKeys>,
+    keys: Option<Arc<SealingKeys>>,
     /// What was looked at last.
     seen: Sealed,
     /// By name: the last sound one.
@@ -26,7 +26,7 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    pub(crate) fn new(keys: Option<SealingKeys>) -> Self {
+    pub(crate) fn new(keys: Option<Arc<SealingKeys>>) -> Self {
         Self {
             keys,
             seen: Sealed::default(),
@@ -56,9 +56,15 @@ impl Registered {
             return look;
         };
         let opened = self.opened.len();
-        self.opened.retain(|name, _| now.contains_key(name));
+        self.opened
+            .retain(|name, _| now.get(name).is_some_and(SealedCertificate::has_chain));
         look.changed = self.opened.len() != opened;
-        for (name, sealed) in now.iter().filter(|(name, sealed)| before.get(*name) != Some(*sealed)) {
+        let same = |a: &SealedCertificate, b: &SealedCertificate| a.chain == b.chain && a.key == b.key;
+        let new = now.iter().filter(|(name, sealed)| {
+            // What is only a challenge is none of ours.
+            sealed.has_chain() && !before.get(*name).is_some_and(|before| same(before, sealed))
+        });
+        for (name, sealed) in new {
             match open(keys, name, sealed) {
                 Ok(certificate) => {
                     self.opened.insert(name.clone(), Arc::new(certificate));
@@ -91,8 +97,7 @@ mod tests {
         let (chain, key) = made(&[host]);
         let name: CertificateName = name.parse().unwrap();
         let key = keys.seal(&about_key(&name), key.as_bytes()).unwrap();
-        let chain = chain.into();
-        (name, SealedCertificate { chain, key: key.into() })
+        (name, SealedCertificate::new(chain, key))
     }
 
     fn serving(registered: &Registered) -> Vec<String> {
@@ -101,7 +106,7 @@ mod tests {
 
     #[test]
     fn they_come_change_and_go_and_a_bad_one_leaves_the_last() {
-        let mut registered = Registered::new(Some(keys("a")));
+        let mut registered = Registered::new(Some(Arc::new(keys("a"))));
         let all = |list: &[(CertificateName, SealedCertificate)]| Arc::new(list.iter().cloned().collect());
         let (a, b) = (sealed(&keys("a"), "a", "a.test"), sealed(&keys("a"), "b", "b.test"));
         let both: Sealed = all(&[a.clone(), b.clone()]);
@@ -113,10 +118,7 @@ mod tests {
         // Of another key, of another name, and no certificate at all.
         let stranger = sealed(&keys("b"), "a", "a2.test");
         let moved = (a.0.clone(), b.1.clone());
-        let broken = SealedCertificate {
-            chain: "x".into(),
-            key: a.1.key.clone(),
-        };
+        let broken = SealedCertificate::new("x", Arc::clone(&a.1.key));
         for (bad, says) in [
             (stranger, "sealed with key"),
             (moved, "something else"),

@@ -4,6 +4,7 @@
 
 extern crate caas_gateway as gateway;
 
+mod acme;
 mod answer_corpus;
 mod balance;
 mod faults;

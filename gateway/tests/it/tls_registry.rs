@@ -33,9 +33,8 @@ fn config_with_keys(dir: &Path) -> (Config, SealingKeys) {
 /// As the scheduler seals it.
 fn sealed(keys: &SealingKeys, name: &str, chain: &str, key: &str) -> RegistryChange {
     let name: CertificateName = name.parse().unwrap();
-    let key = keys.seal(&about_key(&name), key.as_bytes()).unwrap().into();
-    let chain = chain.into();
-    RegistryChange::Certificate(name, SealedCertificate { chain, key })
+    let key = keys.seal(&about_key(&name), key.as_bytes()).unwrap();
+    RegistryChange::Certificate(name, SealedCertificate::new(chain, key))
 }
 
 /// Waits until `name` gets this one.

@@ -270,8 +270,11 @@ pub async fn loads_are_seen(reader: Arc<dyn RegistryReader>, writer: Arc<dyn Reg
 /// A certificate that is told from others by `mark`, as large as they may be.
 pub fn certificate(mark: char) -> SealedCertificate {
     SealedCertificate {
-        chain: String::from(mark).repeat(crate::certificate::MAX_CHAIN).into(),
-        key: String::from(mark).repeat(crate::certificate::MAX_SEALED_KEY).into(),
+        challenge: Some(String::from(mark).repeat(crate::order::MAX_SEALED_CHALLENGE).into()),
+        ..SealedCertificate::new(
+            String::from(mark).repeat(crate::certificate::MAX_CHAIN),
+            String::from(mark).repeat(crate::certificate::MAX_SEALED_KEY),
+        )
     }
 }
 

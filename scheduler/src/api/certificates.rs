@@ -1,12 +1,17 @@
 //! Certificates of the gateways: taken in, listed, forgotten. A key goes in and never comes out; it is sealed before it is
 //! written anywhere.
 
+use std::collections::BTreeMap;
+
 use ::certificates::{BadPair, Pair};
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Json;
 use model::certificate::{DEFAULT, MAX_CHAIN, MAX_KEY, MOST, about_key};
-use model::{Certificate, CertificateName, CertificateSource, EventKind, NewEvent, SealedCertificate, Timestamp};
+use model::{
+    Certificate, CertificateName, CertificateOrder, CertificateSource, EventKind, NewEvent, OrderState,
+    SealedCertificate, Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -18,24 +23,42 @@ use super::extract::{self, Name};
 /// How far the clock of whoever issued a certificate may be ahead, in seconds.
 const AHEAD_S: i64 = 3_600;
 
-/// A certificate.
+/// A certificate, or one that is yet to be had.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Certificate)]
 pub(super) struct CertificateView {
     /// What it is called.
     name: String,
-    /// `uploaded`, or `acme`: the platform got it by itself.
+    /// `uploaded`, or `acme`: the platform got it, or gets it, by itself.
     source: String,
     /// Hosts that it is for; `*.` stands for one label.
     names: Vec<String>,
-    /// Who issued it, as it says.
-    issuer: String,
+    /// Who issued it, as it says; null as long as there is none.
+    issuer: Option<String>,
     /// From when it holds.
-    not_before: String,
+    not_before: Option<String>,
     /// When it expires.
-    expires_at: String,
+    expires_at: Option<String>,
     /// When it was put in its place.
-    updated_at: String,
+    updated_at: Option<String>,
+    /// How far the platform is with getting it.
+    order: Option<OrderView>,
+}
+
+/// How far the platform is with getting a certificate.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CertificateOrder)]
+pub(super) struct OrderView {
+    /// `under_way`, or `failed`: the last try did, the next has its time.
+    state: String,
+    /// Whose domain it is.
+    app: String,
+    /// Failed tries since the last certificate.
+    failures: u32,
+    /// Why the last one failed.
+    error: Option<String>,
+    /// When the next one is.
+    next_try: Option<String>,
 }
 
 impl From<Certificate> for CertificateView {
@@ -44,12 +67,59 @@ impl From<Certificate> for CertificateView {
             name: c.name.to_string(),
             source: c.source.as_str().to_owned(),
             names: c.names,
-            issuer: c.issuer,
-            not_before: c.not_before.to_string(),
-            expires_at: c.expires_at.to_string(),
-            updated_at: c.updated_at.to_string(),
+            issuer: Some(c.issuer),
+            not_before: Some(c.not_before.to_string()),
+            expires_at: Some(c.expires_at.to_string()),
+            updated_at: Some(c.updated_at.to_string()),
+            order: None,
         }
     }
+}
+
+impl CertificateView {
+    /// One that is yet to be had.
+    fn to_come(domain: &CertificateName) -> Self {
+        Self {
+            name: domain.to_string(),
+            source: CertificateSource::Acme.as_str().to_owned(),
+            names: vec![domain.to_string()],
+            issuer: None,
+            not_before: None,
+            expires_at: None,
+            updated_at: None,
+            order: None,
+        }
+    }
+}
+
+impl OrderView {
+    /// `None`: nothing is under way, and nothing has failed.
+    fn new(order: CertificateOrder, now: Timestamp) -> Option<Self> {
+        let state = order.state(now);
+        let next_try = (state == OrderState::Failed).then(|| order.next_try.to_string());
+        (state != OrderState::Done).then(|| Self {
+            state: state.as_str().to_owned(),
+            app: order.app.to_string(),
+            failures: order.failures,
+            error: order.error,
+            next_try,
+        })
+    }
+}
+
+/// All certificates and those that are to come, by name.
+async fn all(api: &Api) -> Result<BTreeMap<CertificateName, CertificateView>, ApiError> {
+    let certificates = api.store.certificate_list().await?.into_iter();
+    let mut all: BTreeMap<_, CertificateView> = certificates.map(|c| (c.name.clone(), c.into())).collect();
+    let now = Timestamp::now();
+    for order in api.store.order_list().await? {
+        let domain = order.domain.clone();
+        if let Some(order) = OrderView::new(order, now) {
+            let entry = all.entry(domain.clone());
+            entry.or_insert_with(|| CertificateView::to_come(&domain)).order = Some(order);
+        }
+    }
+    Ok(all)
 }
 
 /// A certificate with its key.
@@ -71,12 +141,11 @@ fn unknown(name: &CertificateName) -> ApiError {
     ApiError::not_found("certificate", name)
 }
 
-/// List certificates
+/// List certificates, and those that are yet to be had
 #[utoipa::path(get, path = "/api/v1/certificates", tag = "certificates",
     responses((status = 200, body = [CertificateView])))]
 pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<CertificateView>>, ApiError> {
-    let all = api.store.certificate_list().await?;
-    Ok(Json(all.into_iter().map(CertificateView::from).collect()))
+    Ok(Json(all(&api).await?.into_values().collect()))
 }
 
 /// Show a certificate
@@ -84,9 +153,8 @@ pub(super) async fn list(State(api): State<Api>) -> Result<Json<Vec<CertificateV
     responses((status = 200, body = CertificateView)))]
 pub(super) async fn info(State(api): State<Api>, Name(name): Name) -> Result<Json<CertificateView>, ApiError> {
     let name = name_of(&name)?;
-    let all = api.store.certificate_list().await?;
-    let found = all.into_iter().find(|c| c.name == name).ok_or_else(|| unknown(&name))?;
-    Ok(Json(found.into()))
+    let found = all(&api).await?.remove(&name).ok_or_else(|| unknown(&name))?;
+    Ok(Json(found))
 }
 
 /// Add or replace a certificate
@@ -113,10 +181,7 @@ pub(super) async fn set(
     let key = keys
         .seal(&about_key(&name), key.as_bytes())
         .map_err(|e| ApiError::internal(&e))?;
-    let sealed = SealedCertificate {
-        chain: chain.into(),
-        key: key.into(),
-    };
+    let sealed = SealedCertificate::new(chain, key);
     let message = format!("set certificate {name} for {}", shown(&certificate.names));
     let event = NewEvent::new(EventKind::Admin, &actor.name, message);
     if !api.store.certificate_put(&certificate, &sealed, &event, now).await? {
@@ -185,6 +250,8 @@ fn shown(names: &[String]) -> String {
 }
 
 /// Forget a certificate
+///
+/// One that the platform gets by itself is had anew at once, also when the last try has failed.
 #[utoipa::path(delete, path = "/api/v1/certificates/{certificate}", tag = "certificates",
     responses((status = 204, description = "forgotten")))]
 pub(super) async fn remove(State(api): State<Api>, Name(name): Name, actor: Actor) -> Result<StatusCode, ApiError> {

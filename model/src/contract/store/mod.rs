@@ -83,6 +83,9 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         operations::waiting_ends_with_a_change,
         operations::tokens_and_credentials_are_kept,
         certificates::certificates_are_kept,
+        certificates::orders_are_compare_and_set,
+        certificates::what_is_issued_never_replaces_what_was_given,
+        certificates::accounts_are_made_once,
         operations::the_platform_id_stays,
     );
 }

@@ -13,6 +13,8 @@ pub(in crate::api) struct AppConfig {
     tcp: Option<Tcp>,
     /// Plain HTTP requests are redirected to HTTPS (308).
     redirect_https: Option<bool>,
+    /// Its domains get certificates by themselves where the scheduler has an authority. Default true.
+    acme: Option<bool>,
     balance: Option<Balance>,
     hash: Option<HashKey>,
     /// Shares of the requests per version, 0-100 each.

@@ -5,6 +5,7 @@ use serde_json::json;
 use super::World;
 use crate::Config;
 use model::certificate::about_key;
+use model::{CertificateOrder, Timestamp};
 
 const KEY: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
 
@@ -83,6 +84,62 @@ async fn a_certificate_comes_is_replaced_and_goes_and_its_key_is_never_seen() {
     );
     let anonymous = world.send("GET", "/certificates", &[("authorization", "Bearer none")], "");
     anonymous.await.problem(401, "UNAUTHENTICATED");
+}
+
+#[tokio::test]
+async fn what_is_yet_to_be_had_is_listed_with_its_order() {
+    let (world, _dir) = world().await;
+    let now = Timestamp::now();
+    let domain = |name: &str| CertificateOrder::new(name.parse().unwrap(), "shop".parse().unwrap());
+    let mut failed = domain("b.example.com");
+    (failed.failures, failed.error) = (2, Some("no such host".into()));
+    failed.next_try = now.plus(std::time::Duration::from_secs(600));
+    let mut under_way = domain("c.example.com");
+    (under_way.holder, under_way.held_until) = ("me".into(), now.plus(std::time::Duration::from_secs(60)));
+    for order in [domain("a.example.com"), failed.clone(), under_way] {
+        world.store.order_put(&order, None, now).await.unwrap();
+    }
+    let list = world.get("/certificates").await.is(200).body;
+    assert_eq!(list.as_array().unwrap().len(), 2, "{list:#}");
+    let (b, c) = (&list[0], &list[1]);
+    assert_eq!(
+        (&b["name"], &b["source"], &b["expires_at"]),
+        (&json!("b.example.com"), &json!("acme"), &json!(null))
+    );
+    let order = json!({"state": "failed", "app": "shop", "failures": 2, "error": "no such host",
+        "next_try": failed.next_try.to_string()});
+    assert_eq!(b["order"], order);
+    assert_eq!(
+        (&c["order"]["state"], &c["order"]["next_try"]),
+        (&json!("under_way"), &json!(null))
+    );
+    assert_eq!(
+        world.get("/certificates/b.example.com").await.is(200).body["order"],
+        order
+    );
+    world.get("/certificates/a.example.com").await.problem(404, "NOT_FOUND");
+
+    // One that serves shows both; forgetting it makes an end of the pause.
+    let (chain, key) = made(&["b.example.com"], 0);
+    let body = json!({"chain": chain, "key": key}).to_string();
+    world
+        .send("PUT", "/certificates/b.example.com", &[], body)
+        .await
+        .is(200);
+    let both = world.get("/certificates/b.example.com").await.is(200).body;
+    assert!(
+        both["expires_at"].is_string() && both["order"]["failures"] == 2,
+        "{both:#}"
+    );
+    world
+        .send("DELETE", "/certificates/b.example.com", &[], "")
+        .await
+        .is(204);
+    world
+        .send("DELETE", "/certificates/b.example.com", &[], "")
+        .await
+        .problem(404, "NOT_FOUND");
+    assert!(world.store.order_fetch(&failed.domain).await.unwrap().is_none());
 }
 
 #[tokio::test]
