@@ -14,6 +14,7 @@ crate::support::in_both_modes! {
     restart_under_load,
     stop_start_rollback,
     routes_follow_the_configuration,
+    loads_reach_every_gateway,
 }
 
 async fn a_pushed_image_is_deployed_and_answers_in_turn(p: &Platform) -> Result<()> {
@@ -252,4 +253,33 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
     configure(json!({})).await?;
     let after = ids(p, "shop").await?;
     expect(before == after, || format!("instances changed: {before:?} {after:?}"))
+}
+
+/// What instances use is measured on their hosts, goes through the registry, and is shown by every gateway.
+async fn loads_reach_every_gateway(p: &Platform) -> Result<()> {
+    p.deploy_hello("loads", "1", 2, json!({"memory_mb": 32})).await?;
+    let hosts: Vec<String> = p.containers("loads").await?.into_iter().map(|(host, _)| host).collect();
+    for admin in &p.admins {
+        let admin = format!("http://{admin}");
+        let seen = async || -> Result<(), String> {
+            let list = ["gateway", "endpoints", "loads", "--admin", &admin, "-o", "json"];
+            let list = p.cli_ok(&list).await.map_err(|e| e.to_string())?;
+            let answer: Value = serde_json::from_str(&list).map_err(|e| e.to_string())?;
+            let endpoints = answer["apps"][0]["endpoints"].as_array().cloned().unwrap_or_default();
+            let known = endpoints.iter().filter(|endpoint| {
+                let load = &endpoint["load"];
+                let memory = load["memory_bytes"].as_u64().unwrap_or_default();
+                load["host"]
+                    .as_str()
+                    .is_some_and(|host| hosts.iter().any(|h| h == host))
+                    && load["region"] == "test"
+                    && load["cpu_milli"].is_u64()
+                    && (1..=32 << 20).contains(&memory)
+                    && load["memory_limit_bytes"] == 32 << 20
+            });
+            if known.count() == 2 { Ok(()) } else { Err(list) }
+        };
+        e2e::wait::until_every(Duration::from_millis(500), "the loads", Duration::from_secs(60), seen).await?;
+    }
+    Ok(())
 }
