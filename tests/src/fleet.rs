@@ -14,7 +14,7 @@ use crate::registry::ImageRegistry;
 use crate::zookeeper::ZooKeeper;
 
 /// What the fleet is started from: each program with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 14] = [
+const PROGRAMS: [(&str, &str); 16] = [
     ("dockerd", "docker.io"),
     ("docker", "docker.io (docker-cli on newer releases)"),
     ("containerd", "containerd"),
@@ -24,6 +24,8 @@ const PROGRAMS: [(&str, &str); 14] = [
     ("mariadb-install-db", "mariadb-server"),
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
+    ("pebble", "pebble"),
+    ("pebble-challtestsrv", "pebble"),
     ("tini", "tini"),
     ("openssl", "openssl"),
     ("ip", "iproute2"),

@@ -13,6 +13,7 @@ pub mod host;
 pub mod keeper;
 pub mod load;
 pub mod mariadb;
+pub mod pebble;
 pub mod pki;
 pub mod platform;
 pub mod process;

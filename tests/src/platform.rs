@@ -14,7 +14,7 @@ use crate::api::Api;
 use crate::check::Db;
 use crate::load::{self, Answer, Http, Load};
 use crate::roles::{self, Role};
-use crate::{Fleet, process, wait};
+use crate::{Fleet, pebble, process, wait};
 
 /// The domain under which apps answer.
 pub const DOMAIN: &str = "e2e.test";
@@ -47,6 +47,8 @@ pub struct Platform {
     pub gateways: Vec<SocketAddr>,
     /// Where they speak TLS.
     pub tls: Vec<SocketAddr>,
+    /// Where its schedulers look for an authority that gives certificates.
+    pub authority: SocketAddr,
     /// The gateways' admin ports.
     pub admins: Vec<SocketAddr>,
     /// Its processes.
@@ -84,13 +86,9 @@ impl Platform {
 
     async fn all_in_one(fleet: Arc<Fleet>, dir: PathBuf, token: &str) -> Result<Self> {
         let settings = Settings::pick(&fleet)?;
-        let config = settings.write(
-            &fleet,
-            &dir,
-            "up",
-            &format!("sqlite://{}/caas.db", dir.display()),
-            "memory:",
-        )?;
+        let authority = port_of("127.0.0.1")?;
+        let store = format!("sqlite://{}/caas.db", dir.display());
+        let config = settings.write(&fleet, &dir, "up", (&store, "memory:"), authority)?;
         let args = format!("up --config {config} --data {} --no-host --no-context", dir.display());
         let role = role(&fleet, &dir, "up", &args, token, (settings.api, "/healthz/ready"));
         role.up().await?;
@@ -100,6 +98,7 @@ impl Platform {
             sync_admin: settings.sync_admin,
             gateways: vec![settings.listen],
             tls: vec![settings.tls],
+            authority,
             admins: vec![settings.admin],
             db: Db::sqlite(&dir.join("caas.db")).await?,
             roles: vec![role],
@@ -115,6 +114,7 @@ impl Platform {
         let mut roles = Vec::new();
         let (mut apis, mut syncs, mut gateways, mut admins) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut tls = Vec::new();
+        let authority = port_of("127.0.0.1")?;
         std::fs::write(dir.join(KEY_FILE), "0123456789abcdef".repeat(4))?;
         for (kind, number) in [
             ("scheduler", 1),
@@ -125,7 +125,7 @@ impl Platform {
         ] {
             let settings = Settings::pick(&fleet)?;
             let name = format!("{kind}-{number}");
-            let config = settings.write(&fleet, &dir, &name, &store, &registry)?;
+            let config = settings.write(&fleet, &dir, &name, (&store, &registry), authority)?;
             let ready = match kind {
                 "scheduler" => {
                     apis.push(settings.api);
@@ -163,6 +163,7 @@ impl Platform {
             sync_admin: syncs[0],
             gateways,
             tls,
+            authority,
             admins,
             db: Db::mysql(&store).await?,
             roles,
@@ -441,15 +442,24 @@ impl Settings {
         })
     }
 
-    /// Writes `{name}.toml`; its path.
-    fn write(&self, fleet: &Fleet, dir: &Path, name: &str, store: &str, registry: &str) -> Result<String> {
+    /// Writes `{name}.toml`; its path. `kept`: where the store and the registry are.
+    fn write(
+        &self,
+        fleet: &Fleet,
+        dir: &Path,
+        name: &str,
+        kept: (&str, &str),
+        authority: SocketAddr,
+    ) -> Result<String> {
+        let (store, registry) = kept;
         let path = dir.join(format!("{name}.toml"));
         let text = format!(
             "[store]\nurl = {store:?}\n\n[registry]\nurl = {registry:?}\n\n[engine]\ntls_dir = {tls:?}\n\n\
              [gateway]\nlisten = \"{listen}\"\ntls_listen = \"{tls_listen}\"\ncertificates_key_file = {key:?}\nadmin = \"{admin}\"\ndomain = {DOMAIN:?}\nid = {name:?}\nsnapshot_file = {snapshot:?}\ndrain_delay_s = 0\n\n\
              [scheduler]\nlisten = \"{api}\"\ndefault_registry = {images:?}\ncertificates_key_file = {key:?}\nallow_fake_engines = true\n\n\
              [scheduler.converge]\nscheduler_id = {name:?}\napi_url = \"http://{api}\"\nstats_interval_s = 4\n\n\
-             [registry_sync]\nadmin = \"{sync}\"\n",
+             {acme}[registry_sync]\nadmin = \"{sync}\"\n",
+            acme = pebble::setting(authority, &fleet.pki.dir.join("ca.crt").to_string_lossy()),
             tls = fleet.pki.client().to_string_lossy(),
             listen = self.listen,
             tls_listen = self.tls,

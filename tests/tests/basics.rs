@@ -197,7 +197,7 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
     let path = file.to_str().unwrap_or_default().to_owned();
     let text = format!(
         "app = \"shop\"\nversion = \"1\"\nimage = {:?}\nmemory = \"32M\"\n\
-         [config]\ndomains = [\"shop.example.com\"]\n[config.limits]\ndeny = [\"127.0.0.0/8\"]\n",
+         [config]\ndomains = [\"shop.example.com\"]\nacme = false\n[config.limits]\ndeny = [\"127.0.0.0/8\"]\n",
         p.hello("1")
     );
     std::fs::write(&file, text)?;
@@ -222,7 +222,7 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
         seen(domain, 403, "denied").await?;
     }
     let configure = async |config: Value| p.api.call("PUT", "/apps/shop/config", Some(&config)).await?.ok();
-    configure(json!({"domains": ["shop.example.com"]})).await?;
+    configure(json!({"domains": ["shop.example.com"], "acme": false})).await?;
     for domain in ["shop.example.com", &p.domain("shop"), &version] {
         seen(domain, 200, "").await?;
     }

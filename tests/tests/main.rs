@@ -2,6 +2,7 @@
 //! to it whatever the number of test threads). Without root or the needed programs they are skipped visibly; with
 //! `CAAS_TEST_REQUIRE_ALL=1` that is a failure.
 
+mod acme;
 mod bad_input;
 mod basics;
 mod canary;
