@@ -74,7 +74,10 @@ fn weight(change: &RegistryChange) -> usize {
             2 * (key.app.as_str().len() + key.container.as_str().len() + 400)
         }
         // Escaped as JSON, the ends of the chain's lines take two bytes.
-        RegistryChange::Certificate(_, sealed) => 1_000 + sealed.chain.len() / 60 * 62 + sealed.key.len(),
+        RegistryChange::Certificate(_, sealed) => {
+            let challenge = sealed.challenge.as_ref().map_or(0, |c| c.len());
+            1_000 + sealed.chain.len() / 60 * 62 + sealed.key.len() + challenge
+        }
         RegistryChange::CertificateRemove(_) => 500,
     }
 }
