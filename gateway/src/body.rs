@@ -336,7 +336,7 @@ enum Source {
     /// All of it.
     Own(Option<Bytes>),
     /// By HTTP/1.1, still coming.
-    Http1(Arriving),
+    Http1(Box<Arriving>),
     /// By HTTP/2.
     Http2(Incoming),
     /// What becomes a tunnel has none.
@@ -355,7 +355,8 @@ impl ResponseBody {
     /// The body that an endpoint sends by HTTP/1.1.
     pub(crate) fn arriving(body: Arriving) -> Self {
         Self {
-            source: Source::Http1(body),
+            // Boxed: answers are moved about, and few are so long.
+            source: Source::Http1(Box::new(body)),
             flight: None,
         }
     }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::ear::Ear;
 use crate::exchange::{Exchange, Phase};
-use crate::stream::Stream;
+use crate::stream::{Stream, poll_write_pieces};
 use crate::table::App;
 use crate::tls::Certificate;
 
@@ -229,7 +229,7 @@ impl AsyncWrite for Socket {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.before_write(cx))?;
-        let result = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let result = poll_write_pieces(Pin::new(&mut self.stream), cx, bufs);
         if result.is_ready() {
             self.exchange.moved();
         }

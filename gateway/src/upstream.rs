@@ -122,15 +122,14 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     let hints = call.exchange.hints();
     let mut answer = None;
     let sent = waiting(endpoint, call, |cx| {
-        http1.poll_answer(cx, worker, hints).map(|came| match came {
-            Ok(came) => {
-                answer = Some(came);
-                Sent::Answer
-            }
-            Err(Failure::Unsent) => Sent::Unsent,
-            Err(Failure::Lost) => Sent::Lost,
-            Err(Failure::Bad) => Sent::Bad,
-        })
+        http1
+            .poll_answer(cx, worker, hints, &mut answer)
+            .map(|came| match came {
+                Ok(()) => Sent::Answer,
+                Err(Failure::Unsent) => Sent::Unsent,
+                Err(Failure::Lost) => Sent::Lost,
+                Err(Failure::Bad) => Sent::Bad,
+            })
     })
     .await;
     let Some(answer) = answer else {

@@ -100,12 +100,14 @@ impl Http1 {
     }
 
     /// Writes the request and reads until there is the head of an answer, which may come before the request is written whole.
+    /// `answer`: where to put it; heads are large.
     pub(crate) fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
         hints: Option<&Hints>,
-    ) -> Poll<Result<Answer, Failure>> {
+        answer: &mut Option<Answer>,
+    ) -> Poll<Result<(), Failure>> {
         if !self.sending.is_over() {
             match self.sending.poll(cx, &mut self.stream) {
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(self.lost())),
@@ -134,8 +136,9 @@ impl Http1 {
                     Bytes::from(std::mem::take(&mut self.begun))
                 }
             };
-            if let Some(answer) = self.read(&bytes, worker, hints)? {
-                return Poll::Ready(Ok(answer));
+            self.read(&bytes, worker, hints, answer)?;
+            if answer.is_some() {
+                return Poll::Ready(Ok(()));
             }
             if self.came > worker.most_before_answer {
                 return Poll::Ready(Err(Failure::Bad));
@@ -144,7 +147,13 @@ impl Http1 {
     }
 
     /// Looks for the head of an answer behind those of interim ones.
-    fn read(&mut self, bytes: &Bytes, worker: &Worker, hints: Option<&Hints>) -> Result<Option<Answer>, Failure> {
+    fn read(
+        &mut self,
+        bytes: &Bytes,
+        worker: &Worker,
+        hints: Option<&Hints>,
+        answer: &mut Option<Answer>,
+    ) -> Result<(), Failure> {
         let mut at = 0;
         while at < bytes.len() {
             let most = worker.shared.config.max_head_fields;
@@ -159,7 +168,8 @@ impl Http1 {
             at += head.length;
             if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                 let rest = bytes.slice(at..);
-                return Ok(Some(Answer { head, rest }));
+                *answer = Some(Answer { head, rest });
+                return Ok(());
             }
             self.interim += 1;
             if self.interim > INTERIM {
@@ -169,7 +179,7 @@ impl Http1 {
                 hints.hear(head.status, head.fields);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn lost(&self) -> Failure {

@@ -17,6 +17,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 
 use super::head::{self, Framing};
 use crate::body::{BodyError, RequestBody};
+use crate::stream::poll_write_pieces;
 
 /// What is still to be written of a request.
 pub(super) struct Sending {
@@ -117,7 +118,7 @@ impl Sending {
             return Pin::new(to).poll_write(cx, first);
         }
         let all = [IoSlice::new(first), IoSlice::new(&self.data), IoSlice::new(self.third)];
-        Pin::new(to).poll_write_vectored(cx, &all)
+        poll_write_pieces(Pin::new(to), cx, &all)
     }
 
     fn wrote(&mut self, mut n: usize) {
