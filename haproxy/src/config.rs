@@ -24,6 +24,9 @@ pub struct Config {
     pub template: Option<PathBuf>,
     /// Where HAProxy listens for HTTP. Default `0.0.0.0:8080`.
     pub bind: SocketAddr,
+    /// Where HAProxy listens for the TLS connections of apps with `tcp.passthrough`, which it passes on by the name that clients say
+    /// (SNI). Default none: such apps are reached only at ports of their own.
+    pub tls_passthrough: Option<SocketAddr>,
     /// Where `/live`, `/ready` and `/metrics` are served. Default `127.0.0.1:9092`.
     pub admin: SocketAddr,
     /// Apps answer at `{app}.{domain}`. Default `localhost`.
@@ -60,6 +63,7 @@ impl Default for Config {
             program: "haproxy".into(),
             template: None,
             bind: SocketAddr::from(([0, 0, 0, 0], 8080)),
+            tls_passthrough: None,
             admin: SocketAddr::from(([127, 0, 0, 1], 9092)),
             domain: "localhost".into(),
             id: String::new(),
@@ -116,6 +120,12 @@ impl Config {
             if !(least..=most).contains(&value) {
                 return wrong(format!("haproxy.{name} = {value} must be between {least} and {most}"));
             }
+        }
+        if self.tls_passthrough.is_some_and(|at| at.port() == self.bind.port()) {
+            return wrong(format!(
+                "haproxy.tls_passthrough and haproxy.bind must have different ports, not both {}",
+                self.bind.port()
+            ));
         }
         if !crate::render::is_host(&self.domain) {
             return wrong(format!(

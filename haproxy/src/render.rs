@@ -109,7 +109,7 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
             refused += 1;
         }
     }
-    let hosts = hosts(&apps, config);
+    let hosts = hosts(&apps, config, |app| app.config.protocol != Protocol::Tcp);
     let mut map = String::new();
     for (host, backend) in &hosts {
         // Writing to a string does not fail.
@@ -151,20 +151,28 @@ fn several(app: &App<'_>) -> BTreeSet<String> {
     if versions.len() < 2 { BTreeSet::new() } else { versions }
 }
 
-/// Which host leads to which backend. Names under the adapter's own domain belong to the apps of those names; a custom domain to
+/// Which host of the wanted apps leads to which backend. Names under the adapter's own domain belong to the apps of those names; a custom domain to
 /// the first app that has it.
-fn hosts(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> BTreeMap<String, String> {
+fn hosts(
+    apps: &BTreeMap<&AppId, App<'_>>,
+    config: &Config,
+    wanted: impl Fn(&App<'_>) -> bool,
+) -> BTreeMap<String, String> {
     let mut hosts = BTreeMap::new();
     let under = format!(".{}", config.domain);
-    for app in apps.values().filter(|a| a.config.protocol != Protocol::Tcp) {
+    let name = |app: &App<'_>| match app.config.protocol {
+        Protocol::Tcp => format!("tcp:{}", app.id),
+        _ => format!("app:{}", app.id),
+    };
+    for app in apps.values().filter(|app| wanted(app)) {
         let id = app.id;
-        hosts.insert(format!("{id}{under}"), format!("app:{id}"));
+        hosts.insert(format!("{id}{under}"), name(app));
         let many = several(app);
         for version in app.versions.keys().map(|v| v.as_str().to_ascii_lowercase()) {
             let backend = if many.is_empty() {
-                format!("app:{id}")
+                name(app)
             } else {
-                format!("app:{id}:{version}")
+                format!("{}:{version}", name(app))
             };
             let host = format!("{version}--{id}{under}");
             if is_host(&host) {
@@ -172,10 +180,10 @@ fn hosts(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> BTreeMap<String, 
             }
         }
     }
-    for app in apps.values().filter(|a| a.config.protocol != Protocol::Tcp) {
+    for app in apps.values().filter(|app| wanted(app)) {
         for domain in app.config.domains.iter().map(|d| d.to_ascii_lowercase()) {
             if is_host(&domain) && domain.contains('.') && !domain.ends_with(&under) && domain != config.domain {
-                hosts.entry(domain).or_insert_with(|| format!("app:{}", app.id));
+                hosts.entry(domain).or_insert_with(|| name(app));
             }
         }
     }
@@ -280,37 +288,96 @@ fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, c
     }
 }
 
-/// TCP apps, each at its port; a port of two apps is the first one's.
+/// TCP apps, each at its port, and those that pass TLS through at the port for it; a port of two apps is the first one's.
 fn tcp_apps(text: &mut String, apps: &BTreeMap<&AppId, App<'_>>, config: &Config) {
     let mut taken = BTreeSet::from([config.bind.port()]);
-    for app in apps.values().filter(|a| a.config.protocol == Protocol::Tcp) {
+    taken.extend(config.tls_passthrough.map(|at| at.port()));
+    let all = || apps.values().filter(|a| a.config.protocol == Protocol::Tcp);
+    for app in all() {
         let (id, settings) = (app.id, app.config);
         let port = settings.tcp.port;
-        if port == 0 || !config.tcp_ports.contains(port) || !taken.insert(port) {
-            continue;
+        let by_port = port != 0 && config.tcp_ports.contains(port) && taken.insert(port);
+        let by_name = config.tls_passthrough.is_some() && settings.tcp.passthrough;
+        if by_port {
+            let at = std::net::SocketAddr::new(config.bind.ip(), port);
+            let _ = write!(text, "frontend tcp:{id}\n    mode tcp\n    bind {at}\n");
+            for network in &settings.limits.deny {
+                let _ = writeln!(text, "    tcp-request connection reject if {{ src {network} }}");
+            }
+            timeout(text, "client", idle(settings));
+            let _ = write!(text, "    default_backend tcp:{id}\n\n");
         }
-        let at = std::net::SocketAddr::new(config.bind.ip(), port);
-        let idle = match settings.timeouts.idle_s {
-            0 => 3_600_000,
-            s => u64::from(s) * 1_000,
-        };
-        let _ = write!(text, "frontend tcp:{id}\n    mode tcp\n    bind {at}\n");
-        for network in &settings.limits.deny {
-            let _ = writeln!(text, "    tcp-request connection reject if {{ src {network} }}");
+        if by_port || by_name {
+            tcp_backend(text, app, None, config);
         }
-        timeout(text, "client", idle);
-        let _ = write!(text, "    default_backend tcp:{id}\n\nbackend tcp:{id}\n    mode tcp\n");
-        balance(text, settings);
-        timeout(text, "connect", settings.timeouts.connect_ms.into());
-        timeout(text, "server", idle);
-        let suffix = match settings.tcp.proxy_protocol {
-            ProxyProtocol::None => "",
-            ProxyProtocol::V1 => " send-proxy",
-            ProxyProtocol::V2 => " send-proxy-v2",
-        };
-        servers(text, app, None, suffix, config);
-        text.push('\n');
+        if by_name {
+            for version in several(app) {
+                tcp_backend(text, app, Some(&version), config);
+            }
+        }
     }
+    if let Some(at) = config.tls_passthrough {
+        passthrough(
+            text,
+            at,
+            &hosts(apps, config, |app| {
+                app.config.tcp.passthrough && app.config.protocol == Protocol::Tcp
+            }),
+        );
+    }
+}
+
+/// Milliseconds that a connection may be silent.
+fn idle(settings: &AppConfig) -> u64 {
+    match settings.timeouts.idle_s {
+        0 => 3_600_000,
+        s => u64::from(s) * 1_000,
+    }
+}
+
+/// `version`: only endpoints of this one.
+fn tcp_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config: &Config) {
+    let (id, settings) = (app.id, app.config);
+    let _ = match version {
+        Some(version) => writeln!(text, "backend tcp:{id}:{version}"),
+        None => writeln!(text, "backend tcp:{id}"),
+    };
+    text.push_str("    mode tcp\n");
+    if settings.tcp.passthrough {
+        for network in &settings.limits.deny {
+            let _ = writeln!(text, "    tcp-request content reject if {{ src {network} }}");
+        }
+    }
+    balance(text, settings);
+    timeout(text, "connect", settings.timeouts.connect_ms.into());
+    timeout(text, "server", idle(settings));
+    let suffix = match settings.tcp.proxy_protocol {
+        ProxyProtocol::None => "",
+        ProxyProtocol::V1 => " send-proxy",
+        ProxyProtocol::V2 => " send-proxy-v2",
+    };
+    servers(text, app, version, suffix, config);
+    text.push('\n');
+}
+
+/// The port at which the name in the first message of TLS leads to an app; other connections are closed.
+fn passthrough(text: &mut String, at: std::net::SocketAddr, hosts: &BTreeMap<String, String>) {
+    let _ = write!(
+        text,
+        "\
+frontend caas:tls
+    mode tcp
+    bind {at}
+    timeout client 1h
+    tcp-request inspect-delay 10s
+    tcp-request content accept if {{ req.ssl_hello_type 1 }}
+    tcp-request content reject
+"
+    );
+    for (host, backend) in hosts {
+        let _ = writeln!(text, "    use_backend {backend} if {{ req.ssl_sni -i {host} }}");
+    }
+    text.push('\n');
 }
 
 #[cfg(test)]

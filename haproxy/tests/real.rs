@@ -129,6 +129,8 @@ struct World {
     dir: tempfile::TempDir,
     registry: Arc<MemoryRegistry>,
     http: SocketAddr,
+    /// Where TLS is passed on.
+    tls: SocketAddr,
     admin: SocketAddr,
     stop: CancellationToken,
     adapter: JoinHandle<Result<(), Error>>,
@@ -140,6 +142,7 @@ impl World {
         let dir = tempfile::tempdir().expect("a folder");
         let at = |name: &str| dir.path().join(name);
         let http = SocketAddr::from(([127, 0, 0, 1], free_port().await));
+        let tls = SocketAddr::from(([127, 0, 0, 1], free_port().await));
         let template = format!(
             "global\n    hard-stop-after 10s\n    stats socket {} mode 600 expose-fd listeners level admin\n\
              defaults\n    timeout connect 1s\n    timeout client 10s\n    timeout server 10s\n    option redispatch 1\n",
@@ -154,6 +157,7 @@ impl World {
             program: program.into(),
             template: Some(at("template")),
             bind: http,
+            tls_passthrough: Some(tls),
             domain: "test".into(),
             debounce_ms: 50,
             reload_every_ms: 200,
@@ -173,6 +177,7 @@ impl World {
             dir,
             registry,
             http,
+            tls,
             stop,
         }
     }
@@ -334,6 +339,83 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
             .count()
     };
     assert_eq!(maps(world.dir.path()), 1, "maps of before are taken away");
+    world.end().await;
+}
+
+/// The first message of a TLS client that wants `name`: no more than names it (RFC 8446 4.1.2, RFC 6066 3).
+fn hello(name: &str) -> Vec<u8> {
+    let sized = |bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).expect("short").to_be_bytes();
+        [&length[..], bytes].concat()
+    };
+    let server = sized(&[&[0][..], &sized(name.as_bytes())].concat());
+    let extensions = sized(&[&[0, 0][..], &sized(&server)].concat());
+    let body = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0x13, 1, 1, 0], &extensions].concat();
+    let message = [&[1, 0][..], &sized(&body)].concat();
+    [&[22, 3, 1][..], &sized(&message)].concat()
+}
+
+/// Says its name and what it was sent, once something was.
+async fn echo(name: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 4_096];
+                if let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                    let _ = stream.write_all(&[name.as_bytes(), &buffer[..n]].concat()).await;
+                }
+            });
+        }
+    });
+    at
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_passed_on_by_the_name_that_clients_say() {
+    if !haproxy_is_there() {
+        return;
+    }
+    let world = World::with_haproxy().await;
+    let (vault, other) = (echo("vault").await, echo("other").await);
+    let config = |text: &str| serde_json::from_str(text).expect("json");
+    let revision = world
+        .apply(vec![
+            put("vault", "1", "c1", vault),
+            put("vault", "2", "c2", other),
+            put("web", "1", "c3", other),
+            RegistryChange::Config(
+                "vault".parse().expect("id"),
+                config(
+                    r#"{"protocol":"tcp","tcp":{"passthrough":true},"weights":{"1":100},"domains":["vault.example.com"],
+                        "limits":{"deny":["192.0.2.0/24"]}}"#,
+                ),
+            ),
+            RegistryChange::Config("web".parse().expect("id"), config(r#"{"domains":["web.example.com"]}"#)),
+        ])
+        .await;
+    world.acknowledged(revision, "").await;
+    assert_eq!(world.metric("caas_haproxy_refused_total").await, 0);
+    for (name, app) in [
+        ("vault.test", Some("vault")),
+        ("VAULT.example.com", Some("vault")),
+        ("1--vault.test", Some("vault")),
+        ("2--vault.test", Some("other")),
+        ("web.test", None),
+        ("web.example.com", None),
+        ("nobody.test", None),
+    ] {
+        let mut stream = TcpStream::connect(world.tls).await.expect("connected");
+        let said = hello(name);
+        stream.write_all(&said).await.expect("sent");
+        let mut got = Vec::new();
+        let reading = tokio::time::timeout(LIMIT, stream.read_to_end(&mut got));
+        // Reset or closed: there is nobody.
+        let _ = reading.await.expect("in time");
+        let wanted = app.map(|app| [app.as_bytes(), &said].concat()).unwrap_or_default();
+        assert_eq!(got, wanted, "{name}");
+    }
     world.end().await;
 }
 

@@ -80,12 +80,13 @@ pub enum Protocol {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tcp {
-    /// The port at every gateway. 0: none was given out yet; the platform chooses one that no other app has.
+    /// The port at every gateway. 0: none was given out yet; the platform chooses one that no other app has, but for apps with
+    /// `passthrough`, which have none then.
     pub port: u16,
     /// The header before a connection's first byte that tells the instance who the client is.
     pub proxy_protocol: ProxyProtocol,
     /// The app speaks TLS with a certificate of its own: connections at the gateway's TLS port that name one of its hosts reach it
-    /// untouched, besides those at its own port.
+    /// untouched, besides those at its own port if it has one.
     pub passthrough: bool,
 }
 

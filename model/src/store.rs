@@ -412,8 +412,9 @@ pub trait Store: InstanceStore + OrderStore {
     async fn app_fetch(&self, id: &AppId) -> Result<Option<App>, StoreError>;
 
     /// Commits a change of what is wanted, in one transaction. An app with protocol TCP has a port at the gateways from then on,
-    /// written in its configuration: the one it asks for, the one it has, or one of [`Intent::tcp_ports`]. It keeps the port until it
-    /// speaks something else or is deleted; then the port rests until `now` + [`PORT_REST`], unless it is asked for by number.
+    /// written in its configuration: the one it asks for, the one it has, or one of [`Intent::tcp_ports`]. With `tcp.passthrough` it
+    /// has only one that it asks for. It keeps the port until it speaks something else, passes TLS through without one, or is
+    /// deleted; then the port rests until `now` + [`PORT_REST`], unless it is asked for by number.
     async fn intent_commit(&self, intent: &Intent, now: Timestamp) -> Result<IntentOutcome, StoreError>;
 
     /// Notes that `release` of `app` is fully routed: the release to which a later failed deploy returns.

@@ -22,7 +22,9 @@ pub(super) async fn settle(
     now: Timestamp,
 ) -> Result<Option<IntentOutcome>, Fault> {
     let own = of(tx, &app.id).await?;
-    if app.config.protocol != Protocol::Tcp {
+    // Who has the name that clients say needs no port, unless it asks for one.
+    let by_name = app.config.tcp.passthrough && app.config.tcp.port == 0;
+    if app.config.protocol != Protocol::Tcp || by_name {
         if own.is_some() {
             release(tx, &app.id, now).await?;
         }

@@ -30,6 +30,9 @@ pub(crate) struct HaproxyArgs {
     /// Where HAProxy listens for HTTP [default: 0.0.0.0:8080]
     #[arg(long, value_name = "ADDRESS")]
     bind: Option<SocketAddr>,
+    /// Where HAProxy listens for apps with a TLS certificate of their own, passed on by their name [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    tls_passthrough: Option<SocketAddr>,
     /// Apps answer at {app}.DOMAIN [default: localhost]
     #[arg(long)]
     domain: Option<String>,
@@ -56,6 +59,7 @@ pub(crate) fn run(args: &HaproxyArgs) -> Result<(), Failure> {
         .set("haproxy.reload", args.reload.as_ref())
         .set("haproxy.template", args.template.as_ref())
         .set("haproxy.bind", args.bind)
+        .set("haproxy.tls_passthrough", args.tls_passthrough)
         .set("haproxy.domain", args.domain.as_ref())
         .set("haproxy.admin", args.admin)
         .set("haproxy.id", args.id.as_ref())

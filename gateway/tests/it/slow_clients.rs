@@ -105,3 +105,55 @@ async fn bodies_that_trickle_are_cut() {
     assert_eq!(app.last().body.len(), 2_000);
     assert!(gateway.admin("/routes").await.body.contains("\"failures\":0"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_takes_are_cut() {
+    const LENGTH: usize = 30_000_000;
+    let (at, _) = upstream(|mut stream, _| async move {
+        let mut buffer = Vec::new();
+        while let Ok(Some(_)) = read_request(&mut stream, &mut buffer).await {
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LENGTH}\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
+            if stream.write_all(&vec![b'a'; LENGTH]).await.is_err() {
+                return;
+            }
+        }
+    })
+    .await;
+    let app = model::AppConfig {
+        timeouts: model::config::Timeouts {
+            idle_s: 1,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let gateway = Gateway::hello_with(config(), &[at], app).await;
+    let ask = b"GET / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: close\r\n\r\n";
+    // Nothing taken after the head.
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ask).await.unwrap();
+    let start = std::time::Instant::now();
+    let mut got = vec![0; 100];
+    client.read_exact(&mut got).await.unwrap();
+    while gateway.metric("caas_gateway_requests_in_flight{app=\"hello\"}").await > 0.0 {
+        assert!(start.elapsed() < LIMIT, "the answer is given up");
+    }
+    assert!(start.elapsed().as_millis() >= 900, "{:?}", start.elapsed());
+    let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut got))
+        .await
+        .expect("closed");
+    assert!(got.len() < LENGTH, "{} bytes", got.len());
+    // Slowly, but on and on: three times as long as a pause may be.
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    client.write_all(ask).await.unwrap();
+    let start = std::time::Instant::now();
+    let (mut taken, mut buffer) = (0, vec![0; 512 * 1_024]);
+    while let Ok(n @ 1..) = client.read(&mut buffer).await {
+        taken += n;
+        if start.elapsed().as_secs() < 3 {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    }
+    assert!(taken > LENGTH, "{taken} bytes");
+    assert!(gateway.admin("/routes").await.body.contains("\"failures\":0"));
+}

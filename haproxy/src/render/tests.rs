@@ -121,6 +121,36 @@ fn tcp_apps_have_frontends_of_their_own() {
 }
 
 #[test]
+fn tls_is_passed_on_where_that_is_wanted() {
+    let entries = [
+        ("vault", "1", "c1", "10.0.0.1:2001"),
+        ("vault", "2", "c2", "10.0.0.1:2002"),
+    ];
+    let config = r#"{"protocol":"tcp","tcp":{"passthrough":true},"domains":["vault.example.com"]}"#;
+    let r = rendered(&entries, &[("vault", config)]);
+    assert!(
+        !r.text.contains("tcp:vault") && !r.text.contains("caas:tls"),
+        "{}",
+        r.text
+    );
+    let settings = Config {
+        tls_passthrough: Some("0.0.0.0:443".parse().unwrap()),
+        ..settings()
+    };
+    let r = render(&snapshot(&entries, &[("vault", config)]), &settings, PREAMBLE);
+    for line in [
+        "bind 0.0.0.0:443\n",
+        "use_backend tcp:vault if { req.ssl_sni -i vault.test }\n",
+        "use_backend tcp:vault if { req.ssl_sni -i vault.example.com }\n",
+        "use_backend tcp:vault:2 if { req.ssl_sni -i 2--vault.test }\n",
+        "backend tcp:vault:2\n",
+    ] {
+        assert_eq!(r.text.matches(line).count(), 1, "{line}: {}", r.text);
+    }
+    assert!(!r.text.contains("frontend tcp:vault"), "no port of its own");
+}
+
+#[test]
 fn nothing_of_the_registry_becomes_configuration_of_its_own() {
     let evil = r#"{"domains":["a.b\n    server x 6.6.6.6:80","a b.c","*.x","a\".b.c","ok.example"],
         "balance":"consistent_hash","hash":{"header":"x) if { always_true }\nlisten evil"}}"#;

@@ -116,6 +116,7 @@ impl Api {
         // The same name leads to the gateways, whatever is spoken there.
         let host = url.split("://").nth(1)?.split(['/', ':']).next()?;
         match app.config.tcp.port {
+            0 if app.config.tcp.passthrough => Some(format!("tls://{host}")),
             0 => None,
             port => Some(format!("tcp://{host}:{port}")),
         }

@@ -55,6 +55,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::a_canary_is_kept_and_settled,
         apps::a_restart_replaces_what_was_there_whatever_the_clocks_say,
         ports::a_tcp_app_has_a_port_of_its_own,
+        ports::an_app_found_by_its_name_has_only_the_port_that_it_asks_for,
         ports::a_wished_port_is_honoured_or_its_holder_named,
         ports::eight_writers_never_share_a_port,
         instances::a_life_is_kept,

@@ -69,6 +69,39 @@ pub(super) async fn a_tcp_app_has_a_port_of_its_own((store, other): Handles) {
     }
 }
 
+pub(super) async fn an_app_found_by_its_name_has_only_the_port_that_it_asks_for((store, other): Handles) {
+    let named = |id: &str, port| {
+        let mut intent = tcp(id, port);
+        intent.app.config.tcp.passthrough = true;
+        intent
+    };
+    let (vault, _) = committed(&*store, &named("vault", 0)).await;
+    assert_eq!(vault.config.tcp.port, 0);
+    assert_eq!(stored_port(&*other, &vault.id).await, 0);
+    let (db, _) = committed(&*other, &tcp("db", 0)).await;
+    assert_eq!(db.config.tcp.port, 15_000, "nobody has it");
+    let (safe, _) = committed(&*store, &named("safe", 15_002)).await;
+    assert_eq!(safe.config.tcp.port, 15_002);
+    // It keeps it until it says that it wants none; then others may have it once they ask.
+    let (safe, _) = committed(&*store, &change(&safe, OperationKind::Deploy)).await;
+    assert_eq!(safe.config.tcp.port, 15_002);
+    let mut without = change(&safe, OperationKind::Configure);
+    without.app.config.tcp.port = 0;
+    let (safe, _) = committed(&*other, &without).await;
+    assert_eq!(stored_port(&*store, &safe.id).await, 0);
+    let (next, _) = committed(&*store, &tcp("next", 15_002)).await;
+    assert_eq!(next.config.tcp.port, 15_002);
+    // A port is given once it does not go by its name any more.
+    let mut plain = change(&vault, OperationKind::Configure);
+    plain.app.config.tcp.passthrough = false;
+    plain.tcp_ports = PortRange {
+        first: 15_000,
+        last: 15_003,
+    };
+    let (vault, _) = committed(&*store, &plain).await;
+    assert_eq!(vault.config.tcp.port, 15_001);
+}
+
 pub(super) async fn a_wished_port_is_honoured_or_its_holder_named((store, other): Handles) {
     let (db, _) = committed(&*store, &tcp("db", 15_002)).await;
     assert_eq!(db.config.tcp.port, 15_002);
