@@ -10,6 +10,7 @@ mod certificates;
 mod demo;
 mod engines;
 mod failures;
+mod gateway;
 mod health;
 mod outages;
 mod placements;
