@@ -65,7 +65,7 @@ registry=127.0.0.1:$(cat "$work/registry.port")
 
 # --- the platform ---
 if [ -z "${CAAS_BIN:-}" ]; then
-    [ -e target/release/caas ] || echo "building caas (some minutes the first time)"
+    [ -e target/release/caas ] || echo "building caas (the first time, on two cores, about a quarter of an hour)"
     cargo build --quiet --release --locked -p caas
 fi
 caas=${CAAS_BIN:-$root/target/release/caas}
