@@ -7,7 +7,7 @@ use model::{Certificate, CertificateName, CertificateOrder, Generation, NewEvent
 
 use super::SqlStore;
 use super::certificates::write_certificate;
-use super::database::{Fault, values};
+use super::database::{Fault, Value, values};
 use super::transaction::{End, Transactions, Tx};
 
 #[async_trait]
@@ -79,51 +79,39 @@ async fn swap(tx: &mut Tx<'_>, order: &CertificateOrder) -> Result<Option<Certif
         generation: order.generation.next(),
         ..order.clone()
     };
-    let domain = next.domain.as_str();
-    let written = if order.generation == Generation::default() {
-        let sql = "INSERT INTO certificate_orders (app, failures, next_try, error, holder, held_until, url, sealed_key, \
-            challenge, mark, presented, generation, domain) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
-        let values = values![
-            &next.app,
-            next.failures,
-            next.next_try,
-            next.error.as_ref(),
-            &next.holder,
-            next.held_until,
-            next.url.as_ref(),
-            next.key.as_deref(),
-            next.challenge.as_deref(),
-            next.mark,
-            next.presented,
-            next.generation.0,
-            domain,
-        ];
-        match tx.execute(sql, &values).await {
-            Ok(done) => done.rows,
-            Err(Fault::Duplicate(_)) => 0,
-            Err(fault) => return Err(fault),
-        }
+    let new = order.generation == Generation::default();
+    let values = values![
+        &next.app,
+        next.failures,
+        next.next_try,
+        next.error.as_ref(),
+        &next.holder,
+        next.held_until,
+        next.url.as_ref(),
+        next.key.as_deref(),
+        next.challenge.as_deref(),
+        next.mark,
+        next.generation.0,
+        next.domain.as_str(),
+        if new {
+            Value::from(next.presented)
+        } else {
+            Value::from(order.generation.0)
+        },
+    ];
+    let sql = if new {
+        "INSERT INTO certificate_orders (app, failures, next_try, error, holder, held_until, url, sealed_key, \
+            challenge, mark, generation, domain, presented) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
     } else {
         // Whether the challenge is presented is written by another hand: it stays, unless there is another challenge.
-        let sql = "UPDATE certificate_orders SET app = ?, failures = ?, next_try = ?, error = ?, holder = ?, \
+        "UPDATE certificate_orders SET app = ?, failures = ?, next_try = ?, error = ?, holder = ?, \
             held_until = ?, url = ?, sealed_key = ?, challenge = ?, mark = ?, generation = ? \
-            WHERE domain = ? AND generation = ?";
-        let values = values![
-            &next.app,
-            next.failures,
-            next.next_try,
-            next.error.as_ref(),
-            &next.holder,
-            next.held_until,
-            next.url.as_ref(),
-            next.key.as_deref(),
-            next.challenge.as_deref(),
-            next.mark,
-            next.generation.0,
-            domain,
-            order.generation.0,
-        ];
-        tx.execute(sql, &values).await?.rows
+            WHERE domain = ? AND generation = ?"
+    };
+    let written = match tx.execute(sql, &values).await {
+        Ok(done) => done.rows,
+        Err(Fault::Duplicate(_)) => 0,
+        Err(fault) => return Err(fault),
     };
     Ok((written == 1).then_some(next))
 }

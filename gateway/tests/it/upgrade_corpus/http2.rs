@@ -1,11 +1,8 @@
 //! Handshakes by HTTP/2 (RFC 8441), for apps that speak HTTP/1.1.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use tokio::sync::Semaphore;
-
-use super::{container, wrong_at_app};
+use super::{CLIENTS, ask_all, wrong_at_app};
 use crate::http2_support::*;
 use crate::support::*;
 
@@ -166,49 +163,25 @@ async fn attack(at: SocketAddr, case: &Case, host: &str) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handshakes_by_http2_end_in_tunnels_or_answers() {
-    const CLIENTS: usize = 3;
-    let names: Vec<String> = (0..CASES.len()).map(|i| format!("c{i}")).collect();
-    let (mut entries, mut books) = (Vec::new(), Vec::new());
-    for (case, name) in CASES.iter().zip(&names) {
-        let (at, book) = container(case.4).await;
-        entries.push((name.as_str(), "1", name.as_str(), at));
-        books.push(book);
-    }
-    let gateway = Gateway::with(config(), &entries, &[]).await;
-    let http = gateway.http;
-    let at_once = Arc::new(Semaphore::new(24));
-    let mut running = Vec::new();
-    for (i, case) in CASES.iter().enumerate() {
-        for _ in 0..CLIENTS {
-            let at_once = Arc::clone(&at_once);
-            running.push(tokio::spawn(async move {
-                let _one = at_once.acquire_owned().await.unwrap();
-                let host = format!("c{i}.localhost");
-                let got = tokio::time::timeout(LIMIT * 8 / 10, attack(http, case, &host)).await;
-                let got = got.unwrap_or_else(|_| Err("nothing came".into()));
-                got.err().map(|e| format!("{} ({}): {e}", case.0, case.1))
-            }));
-        }
-    }
-    let mut wrongs = Vec::new();
-    for one in running {
-        wrongs.extend(one.await.unwrap());
-    }
-    for (case, book) in CASES.iter().zip(books) {
+    let ask = |at, case, host: String| async move {
+        let got = tokio::time::timeout(LIMIT * 8 / 10, attack(at, case, &host)).await;
+        got.unwrap_or_else(|_| Err("nothing came".into()))
+    };
+    let (mut wrongs, books) = ask_all(CASES, |case| case.4, ask).await;
+    // The key is the gateway's own, whatever the client has sent.
+    let keys = |r: &&Seen| {
+        r.header("sec-websocket-key").iter().any(|k| k.len() != 24) || r.head.matches("sec-websocket-key").count() > 1
+    };
+    for (i, (case, book)) in CASES.iter().zip(books).enumerate() {
         let book = book.lock().unwrap();
         let mut at_app = wrong_at_app(&book, case.5, CLIENTS);
-        // The key is the gateway's own, whatever the client has sent.
-        let keys = |r: &&Seen| {
-            r.header("sec-websocket-key").iter().any(|k| k.len() != 24)
-                || r.head.matches("sec-websocket-key").count() > 1
-        };
-        at_app.extend(
-            book.requests
-                .iter()
-                .filter(keys)
-                .map(|r| format!("the app saw {}", r.head)),
-        );
-        wrongs.extend(at_app.into_iter().map(|w| format!("{} ({}): {w}", case.0, case.1)));
+        let seen = book.requests.iter().filter(keys);
+        at_app.extend(seen.map(|r| format!("the app saw {}", r.head)));
+        wrongs.extend(at_app.into_iter().map(|wrong| (i, wrong)));
     }
-    assert!(wrongs.is_empty(), "{} wrong:\n{}", wrongs.len(), wrongs.join("\n"));
+    let named = wrongs
+        .iter()
+        .map(|(i, w)| format!("{} ({}): {w}", CASES[*i].0, CASES[*i].1));
+    let named: Vec<String> = named.collect();
+    assert!(named.is_empty(), "{} wrong:\n{}", named.len(), named.join("\n"));
 }

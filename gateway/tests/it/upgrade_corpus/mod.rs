@@ -199,28 +199,36 @@ fn wrong_at_app(book: &Book, asked: &str, clients: usize) -> Vec<String> {
     wrongs
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn handshakes_end_in_tunnels_or_answers() {
-    const CLIENTS: usize = 3;
-    let cases = cases::CASES;
+/// Clients of each case.
+const CLIENTS: usize = 3;
+
+/// Has clients of all cases ask one gateway at once, each case for an app of its own, which answers what `says` tells. What
+/// clients got that is wrong, by case, and what came to the apps.
+async fn ask_all<C: Sync, F>(
+    cases: &'static [C],
+    says: impl Fn(&C) -> &'static str,
+    attack: impl Fn(SocketAddr, &'static C, String) -> F,
+) -> (Vec<(usize, String)>, Vec<Arc<Mutex<Book>>>)
+where
+    F: Future<Output = Result<(), String>> + Send + 'static,
+{
     let names: Vec<String> = (0..cases.len()).map(|i| format!("c{i}")).collect();
     let (mut entries, mut books) = (Vec::new(), Vec::new());
     for (case, name) in cases.iter().zip(&names) {
-        let (at, book) = container(case.3).await;
+        let (at, book) = container(says(case)).await;
         entries.push((name.as_str(), "1", name.as_str(), at));
         books.push(book);
     }
     let gateway = Gateway::with(config(), &entries, &[]).await;
-    let http = gateway.http;
     let at_once = Arc::new(Semaphore::new(24));
     let mut running = Vec::new();
     for (i, case) in cases.iter().enumerate() {
         for _ in 0..CLIENTS {
             let at_once = Arc::clone(&at_once);
+            let attack = attack(gateway.http, case, format!("c{i}.localhost"));
             running.push(tokio::spawn(async move {
                 let _one = at_once.acquire_owned().await.unwrap();
-                let got = attack(http, case, &format!("c{i}.localhost")).await;
-                got.err().map(|e| format!("{} ({}): {e}", case.0, case.1))
+                attack.await.err().map(|e| (i, e))
             }));
         }
     }
@@ -228,12 +236,23 @@ async fn handshakes_end_in_tunnels_or_answers() {
     for one in running {
         wrongs.extend(one.await.unwrap());
     }
-    for (case, book) in cases.iter().zip(books) {
-        let book = book.lock().unwrap();
-        let at_app = wrong_at_app(&book, case.4, CLIENTS);
-        wrongs.extend(at_app.into_iter().map(|w| format!("{} ({}): {w}", case.0, case.1)));
+    (wrongs, books)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_end_in_tunnels_or_answers() {
+    let cases = cases::CASES;
+    let ask = |at, case, host: String| async move { attack(at, case, &host).await };
+    let (mut wrongs, books) = ask_all(cases, |case| case.3, ask).await;
+    for (i, (case, book)) in cases.iter().zip(books).enumerate() {
+        let at_app = wrong_at_app(&book.lock().unwrap(), case.4, CLIENTS);
+        wrongs.extend(at_app.into_iter().map(|wrong| (i, wrong)));
     }
-    assert!(wrongs.is_empty(), "{} wrong:\n{}", wrongs.len(), wrongs.join("\n"));
+    let named = wrongs
+        .iter()
+        .map(|(i, w)| format!("{} ({}): {w}", cases[*i].0, cases[*i].1));
+    let named: Vec<String> = named.collect();
+    assert!(named.is_empty(), "{} wrong:\n{}", named.len(), named.join("\n"));
 }
 
 #[test]
