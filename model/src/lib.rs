@@ -18,6 +18,7 @@ pub mod event;
 pub mod host;
 pub mod id;
 pub mod instance;
+pub mod listening;
 pub mod load;
 pub mod operation;
 pub mod order;
@@ -38,6 +39,7 @@ pub use id::{
     TenantId, Version,
 };
 pub use instance::{Failure, FailureCode, Instance, InstanceChange, InstanceState, InvalidTransition};
+pub use listening::Listening;
 pub use load::{Figures, Load};
 pub use operation::{Operation, OperationKind, OperationState, Step, StepState};
 pub use order::{CertificateOrder, OrderState};

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     App, AppId, Certificate, CertificateName, CertificateOrder, Event, Figures, Generation, Host, HostChange, HostName,
-    Instance, InstanceChange, InstanceId, InvalidTransition, NewEvent, Operation, OperationId, PlatformId, PortRange,
-    Release, SealedCertificate, Timestamp,
+    Instance, InstanceChange, InstanceId, InvalidTransition, Listening, NewEvent, Operation, OperationId, PlatformId,
+    PortRange, Release, SealedCertificate, Timestamp,
 };
 
 /// Why the store could not answer.
@@ -130,6 +130,9 @@ pub trait InstanceStore: Send + Sync + std::fmt::Debug {
 
     /// One release; releases never change, so callers may keep it.
     async fn release_fetch(&self, app: &AppId, number: u32) -> Result<Option<Release>, StoreError>;
+
+    /// When heartbeats could be received; `None` before the first note of it.
+    async fn listening(&self) -> Result<Option<Listening>, StoreError>;
 
     /// The newest figures of use of each instance that has any; also of some that hold nothing any more.
     async fn figures_list(&self) -> Result<Vec<(InstanceId, Figures)>, StoreError>;
@@ -443,6 +446,9 @@ pub trait Store: InstanceStore + OrderStore {
 
     /// The hash of an instance's own heartbeat token.
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError>;
+
+    /// Notes that this scheduler receives heartbeats at `now` ([`Listening::noted`]). No event, no waking.
+    async fn listening_note(&self, now: Timestamp) -> Result<(), StoreError>;
 
     /// Keeps the newest figures of use of instances, all in one transaction. No event, no waking, no generation: it is
     /// no change of the instance.

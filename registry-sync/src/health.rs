@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use model::spec::OnFailure;
-use model::{Failure, FailureCode, HealthCheck, Instance, InstanceChange, InstanceState, Timestamp};
+use model::{Failure, FailureCode, HealthCheck, Instance, InstanceChange, InstanceState, Listening, Timestamp};
 
 use crate::probe::Proof;
 
@@ -17,6 +17,46 @@ const STARTING_MS: [u64; 5] = [20, 50, 100, 200, 400];
 
 /// Pace of starting instances after the first probes, and of running ones whose last probe failed.
 const QUICK: Duration = Duration::from_secs(1);
+
+/// What one look at an instance found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Found {
+    /// `None`: nothing can be said, and all stays as it is.
+    pub(crate) proof: Option<Proof>,
+    /// How long it has had to come up since its start.
+    pub(crate) waited: Duration,
+}
+
+/// When the container of `instance` started.
+pub(crate) fn started(instance: &Instance) -> Timestamp {
+    instance.started_at.unwrap_or(instance.placed_at)
+}
+
+/// What the last beat of an app that reports by itself says. Only the time in which a scheduler could receive beats and
+/// keep them counts: an app is not silent because nobody listens. All times are the schedulers' own.
+pub(crate) fn heartbeat(instance: &Instance, listening: Option<Listening>, timeout: Duration) -> Found {
+    let started = started(instance);
+    let beat = instance.heartbeat_at.filter(|at| *at >= started);
+    let Some(listening) = listening else {
+        return Found {
+            proof: beat.map(|_| Proof::Alive),
+            waited: Duration::ZERO,
+        };
+    };
+    let silence = listening.silence(beat.unwrap_or(started));
+    let proof = match beat {
+        Some(at) if listening.until.since(at) <= timeout => Some(Proof::Alive),
+        Some(at) if silence > timeout => {
+            let why = format!("last heartbeat at {at}, more than {} s ago", timeout.as_secs());
+            Some(Proof::Dead(why))
+        }
+        None if silence > timeout || instance.state == InstanceState::Starting => {
+            Some(Proof::Dead("no heartbeat yet".into()))
+        }
+        _ => None,
+    };
+    Found { proof, waited: silence }
+}
 
 /// The proofs since the instance's container started.
 #[derive(Debug, Default)]
@@ -76,13 +116,14 @@ pub(crate) fn pace(state: InstanceState, check: &HealthCheck, history: &History,
 }
 
 /// What the proofs so far make of the instance; `None`: it stays as it is. `withdrawn`: no gateway is told of it any more.
+/// `waited`: how long it has had to come up.
 pub(crate) fn judge(
     instance: &Instance,
     check: &HealthCheck,
     on_failure: OnFailure,
     withdrawn: bool,
     history: &History,
-    now: Timestamp,
+    waited: Duration,
 ) -> Option<InstanceChange> {
     let good = history.good_in_a_row;
     let bad = history.bad_in_a_row;
@@ -90,13 +131,10 @@ pub(crate) fn judge(
         InstanceState::Starting if good > 0 => Some(InstanceChange::Healthy {
             assumed: history.assumed,
         }),
-        InstanceState::Starting => {
-            let waited = now.since(instance.started_at.unwrap_or(instance.placed_at));
-            (waited >= Duration::from_secs(check.grace_s.into())).then(|| {
-                let message = format!("not healthy within {} s of its start", check.grace_s);
-                InstanceChange::Failed(history.failure(FailureCode::NeverReady, message))
-            })
-        }
+        InstanceState::Starting => (waited >= Duration::from_secs(check.grace_s.into())).then(|| {
+            let message = format!("not healthy within {} s of its start", check.grace_s);
+            InstanceChange::Failed(history.failure(FailureCode::NeverReady, message))
+        }),
         InstanceState::Running if bad >= check.unhealthy_after => {
             let message = format!("{bad} probes in a row failed");
             Some(InstanceChange::Unhealthy(
@@ -168,16 +206,15 @@ pub(crate) mod tests {
         policy: OnFailure,
         withdrawn: bool,
         proofs: &[Proof],
-        at_s: i64,
+        waited_s: u64,
     ) -> Option<InstanceChange> {
-        let now = Timestamp::from_millis(at_s * 1_000);
         judge(
             &instance(state),
             &HealthCheck::default(),
             policy,
             withdrawn,
             &history(proofs),
-            now,
+            Duration::from_secs(waited_s),
         )
     }
 
@@ -226,6 +263,40 @@ pub(crate) mod tests {
         }
         let recovered = verdict(Unhealthy, OnFailure::None, true, &[dead(), Proof::Alive], 1);
         assert_eq!(recovered, Some(InstanceChange::Healthy { assumed: false }));
+    }
+
+    #[test]
+    fn a_beat_that_nobody_could_receive_is_not_missed() {
+        let at = |s: i64| Timestamp::from_millis(s * 1_000);
+        let look = |state, beat: Option<i64>, listening: Option<(i64, i64)>| {
+            let mut instance = instance(state);
+            instance.heartbeat_at = beat.map(at);
+            let listening = listening.map(|(since, until)| Listening {
+                since: at(since),
+                until: at(until),
+            });
+            heartbeat(&instance, listening, Duration::from_secs(15))
+        };
+        let dead = |found: &Found| matches!(found.proof, Some(Proof::Dead(_)));
+        use InstanceState::{Running, Starting, Unhealthy};
+        // While somebody listens.
+        assert_eq!(look(Running, Some(90), Some((0, 100))).proof, Some(Proof::Alive));
+        assert!(dead(&look(Running, Some(84), Some((0, 100)))));
+        // Nobody has listened since 100, whatever the time is now.
+        assert_eq!(look(Running, Some(95), Some((0, 100))).proof, Some(Proof::Alive));
+        // Back since 200: the old beat is no sign of life, and no sign of death before the time-out has passed anew.
+        for state in [Running, Unhealthy] {
+            assert_eq!(look(state, Some(95), Some((200, 215))).proof, None);
+            assert!(dead(&look(state, Some(95), Some((200, 216)))));
+            assert_eq!(look(state, Some(201), Some((200, 216))).proof, Some(Proof::Alive));
+        }
+        // One that comes up has its whole grace while somebody listens.
+        let starting = look(Starting, None, Some((200, 210)));
+        assert!(dead(&starting));
+        assert_eq!(starting.waited, Duration::from_secs(10));
+        assert_eq!(look(Starting, None, None).waited, Duration::ZERO);
+        assert_eq!(look(Starting, Some(5), None).proof, Some(Proof::Alive));
+        assert_eq!(look(Running, None, Some((0, 10))).proof, None);
     }
 
     #[test]

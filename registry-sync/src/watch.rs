@@ -14,9 +14,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::health::{self, History};
+use crate::health::{self, Found, History};
 use crate::metrics::Metrics;
-use crate::probe::{self, Proof};
+use crate::probe;
 
 /// What a task watches; sent anew whenever the store or the registry says something else of it.
 #[derive(Clone, Debug, PartialEq)]
@@ -126,8 +126,9 @@ impl Task {
                 }
                 () = tokio::time::sleep_until(proved + pace) => {}
             }
-            let proof = self.prove(&mut target).await;
+            let found = self.prove(&mut target).await;
             proved = Instant::now();
+            let Some(proof) = found.proof else { continue };
             let now = Timestamp::now();
             history.push(&proof, now);
             self.metrics.probed(&proof);
@@ -137,7 +138,7 @@ impl Task {
                 target.on_failure,
                 target.withdrawn,
                 &history,
-                now,
+                found.waited,
             );
             let Some(change) = verdict else { continue };
             match self.store.instance_update(&target.instance, &change, now).await {
@@ -161,34 +162,34 @@ impl Task {
         }
     }
 
-    async fn prove(&self, target: &mut Target) -> Proof {
+    async fn prove(&self, target: &mut Target) -> Found {
         if target.check.kind == ProbeKind::Heartbeat {
             return self.heartbeat(target).await;
         }
         // The semaphore is never closed.
         let _permit = self.probes.acquire().await;
-        probe::probe(&target.check, target.protocol, target.address).await
+        let proof = probe::probe(&target.check, target.protocol, target.address).await;
+        Found {
+            proof: Some(proof),
+            waited: Timestamp::now().since(health::started(&target.instance)),
+        }
     }
 
     /// The app reports by itself: its last beat stands in the store.
-    async fn heartbeat(&self, target: &mut Target) -> Proof {
+    async fn heartbeat(&self, target: &mut Target) -> Found {
         let timeout = Duration::from_secs(target.check.heartbeat_timeout_s.into());
-        match self.store.instance_fetch(&target.instance.id).await {
-            Ok(Some(row)) => {
-                let started = row.started_at.unwrap_or(row.placed_at);
-                let beat = row.heartbeat_at.filter(|at| *at >= started);
+        // Before the row: what comes between the two is then no silence.
+        let listening = self.store.listening().await;
+        let row = self.store.instance_fetch(&target.instance.id).await;
+        match (listening, row) {
+            (Ok(listening), Ok(Some(row))) => {
                 target.instance = row;
-                match beat {
-                    Some(at) if Timestamp::now().since(at) <= timeout => Proof::Alive,
-                    Some(at) => Proof::Dead(format!("last heartbeat at {at}, more than {} s ago", timeout.as_secs())),
-                    None => Proof::Dead("no heartbeat yet".into()),
-                }
+                health::heartbeat(&target.instance, listening, timeout)
             }
-            Ok(None) => Proof::Dead("the instance is gone".into()),
-            // Not knowing is no proof of death: what was known last stays.
-            Err(_) => match target.instance.state {
-                InstanceState::Starting => Proof::Dead("the store can't be read".into()),
-                _ => Proof::Alive,
+            // Gone, as the next write says; and not knowing is no proof of anything: what was known last stays.
+            _ => Found {
+                proof: None,
+                waited: Duration::ZERO,
             },
         }
     }

@@ -204,6 +204,17 @@ impl Bed {
         }
     }
 
+    /// As a scheduler does that receives heartbeats, until it is aborted.
+    fn listen(&self) -> tokio::task::JoinHandle<()> {
+        let store = Arc::clone(&self.store);
+        tokio::spawn(async move {
+            loop {
+                store.listening_note(Timestamp::now()).await.expect("writes");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        })
+    }
+
     /// Beats several times a second until the row is as wanted.
     async fn beat_until(&self, id: &InstanceId, what: &str, holds: impl Fn(&Instance) -> bool) -> Instance {
         let beating = async {
@@ -403,6 +414,7 @@ async fn an_unhealthy_instance_fails_by_policy_and_one_that_never_answers_after_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_app_that_reports_by_itself_serves_as_long_as_it_beats() {
     let bed = Bed::start().await;
+    let _scheduler = bed.listen();
     let mut spec = quick();
     spec.health.kind = ProbeKind::Heartbeat;
     spec.health.heartbeat_timeout_s = 1;
@@ -460,6 +472,37 @@ async fn an_app_that_reports_by_itself_serves_as_long_as_it_beats() {
         .wait(&instance.id, "failed", |i| i.state == InstanceState::Failed)
         .await;
     assert_eq!(failed.failure.expect("why").code, FailureCode::Unhealthy);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_no_scheduler_hears_beats_nobody_is_silent() {
+    let bed = Bed::start().await;
+    let scheduler = bed.listen();
+    let mut spec = quick();
+    spec.health.kind = ProbeKind::Heartbeat;
+    spec.health.heartbeat_timeout_s = 1;
+    let app = bed.app("hello", spec).await;
+    let instance = bed.instance(&app.id, "c1").await;
+    bed.beat_until(&instance.id, "routed", |i| i.routed_at.is_some()).await;
+    scheduler.abort();
+    let _ = scheduler.await;
+    // Several times its time-out, and the failed probes that would take it down.
+    let began = Instant::now();
+    bed.wait(&instance.id, "5 s", |i| {
+        assert_eq!(
+            (i.state, i.routed_at.is_some()),
+            (InstanceState::Running, true),
+            "{i:?}"
+        );
+        began.elapsed() > Duration::from_secs(5)
+    })
+    .await;
+    // From the return of a scheduler on it has a whole time-out, and no more.
+    let began = Instant::now();
+    let _scheduler = bed.listen();
+    bed.wait(&instance.id, "failed", |i| i.state == InstanceState::Failed)
+        .await;
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

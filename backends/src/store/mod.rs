@@ -11,6 +11,7 @@ mod database;
 mod gateway_ports;
 mod hosts;
 mod instances;
+mod listening;
 mod mysql;
 mod operations;
 mod orders;
@@ -30,7 +31,8 @@ use model::store::{
 };
 use model::{
     App, AppId, Certificate, CertificateName, CertificateOrder, Event, Figures, Host, HostChange, HostName, Instance,
-    InstanceChange, InstanceId, NewEvent, Operation, OperationId, PlatformId, Release, SealedCertificate, Timestamp,
+    InstanceChange, InstanceId, Listening, NewEvent, Operation, OperationId, PlatformId, Release, SealedCertificate,
+    Timestamp,
 };
 use sqlx::Connection as _;
 use sqlx::migrate::{Migrate as _, MigrateError, Migrator};
@@ -220,6 +222,10 @@ impl InstanceStore for SqlStore {
         apps::release(&self.at, app, number).await
     }
 
+    async fn listening(&self) -> Result<Option<Listening>, StoreError> {
+        listening::fetch(&self.at).await
+    }
+
     async fn figures_list(&self) -> Result<Vec<(InstanceId, Figures)>, StoreError> {
         instances::figures(&self.at).await
     }
@@ -289,6 +295,10 @@ impl Store for SqlStore {
 
     async fn instance_token_hash(&self, id: &InstanceId) -> Result<Option<String>, StoreError> {
         instances::token_hash(&self.at, id).await
+    }
+
+    async fn listening_note(&self, now: Timestamp) -> Result<(), StoreError> {
+        listening::note(&self.at, now).await
     }
 
     async fn figures_put(&self, figures: &[(InstanceId, Figures)]) -> Result<(), StoreError> {

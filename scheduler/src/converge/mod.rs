@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use model::engine::Container;
+use model::listening;
+use model::spec::ProbeKind;
 use model::store::{InstanceFilter, Revision, Store, StoreError};
 use model::{
     App, AppId, Host, HostName, Instance, InstanceId, InstanceState, Operation, OperationKind, PlatformId, Release,
@@ -188,6 +190,7 @@ pub(crate) async fn run(
     ));
     tokio::spawn(crate::stats::run(Arc::clone(&config), fleet, metrics, stop.clone()));
     tokio::spawn(Arc::clone(&context).follow_revisions());
+    tokio::spawn(Arc::clone(&context).listen());
     tokio::spawn(Arc::clone(&context).prune());
     context.converge().await;
 }
@@ -266,6 +269,24 @@ impl Context {
                     () = sleep(STORE_RETRY) => {}
                     () = self.stop.cancelled() => return,
                 },
+            }
+        }
+    }
+
+    /// Notes all the time that heartbeats are received here, as long as any app reports by itself: only what was silent
+    /// meanwhile was silent.
+    async fn listen(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = sleep(listening::NOTED_EVERY) => {}
+                () = self.stop.cancelled() => return,
+            }
+            let beats = |r: &Arc<Release>| r.spec.health.kind == ProbeKind::Heartbeat;
+            if !lock(&self.releases).values().any(beats) {
+                continue;
+            }
+            if let Err(error) = self.store.listening_note(Timestamp::now()).await {
+                warn!(%error, "that heartbeats are received could not be noted: no app's silence counts until it is");
             }
         }
     }

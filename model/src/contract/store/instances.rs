@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::Figures;
 use crate::store::{InstanceFilter, Revision, StoreError};
-use crate::{Failure, FailureCode, InstanceState};
+use crate::{Failure, FailureCode, InstanceState, Listening};
 
 async fn one_placed(store: &dyn Store) -> Instance {
     add_host(store, host("h1", 10_000)).await;
@@ -291,4 +291,24 @@ pub(super) async fn figures_are_kept_quietly((store, other): Handles) {
     assert_eq!(gone, 301);
     let read = other.figures_list().await.expect("an answer");
     assert_eq!(read, [(instance.id, of(9, seconds(10)))]);
+}
+
+pub(super) async fn when_beats_are_received_is_kept_quietly((store, other): Handles) {
+    assert_eq!(other.listening().await.expect("an answer"), None);
+    let before = store.revision_wait(Revision::default(), Duration::ZERO).await;
+    // Two schedulers, the first notes at once.
+    let (a, b) = tokio::join!(store.listening_note(T), other.listening_note(T));
+    a.expect("noted");
+    b.expect("noted");
+    for n in 1..=4 {
+        let by = if n % 2 == 0 { &store } else { &other };
+        by.listening_note(seconds(n)).await.expect("noted");
+    }
+    let listening = |since, until| Some(Listening { since, until });
+    assert_eq!(store.listening().await.expect("an answer"), listening(T, seconds(4)));
+    store.listening_note(seconds(100)).await.expect("noted");
+    let after_a_gap = other.listening().await.expect("an answer");
+    assert_eq!(after_a_gap, listening(seconds(100), seconds(100)));
+    let after = store.revision_wait(Revision::default(), Duration::ZERO).await;
+    assert_eq!(after.expect("an answer"), before.expect("an answer"), "nobody is woken");
 }

@@ -65,6 +65,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         instances::history_is_pruned,
         instances::pruning_goes_on_until_nothing_is_left,
         instances::figures_are_kept_quietly,
+        instances::when_beats_are_received_is_kept_quietly,
         placement::placed_instances_hold_host_and_port,
         placement::refusals_have_reasons,
         placement::a_changed_app_is_a_conflict,
