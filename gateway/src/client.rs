@@ -184,10 +184,26 @@ impl Socket {
 
     /// Bytes of a request have come.
     fn came(&self) {
-        self.exchange.moved();
-        if self.exchange.phase.get() == Phase::Idle {
-            self.exchange.head_begun.set(true);
+        let exchange = &self.exchange;
+        // A body may outlive its request's answer.
+        if exchange.phase.get() == Phase::Idle && !exchange.body_open.get() {
+            exchange.head_begun.set(true);
+            if exchange.unsent.get() {
+                // What comes does not move the answer before it.
+                return;
+            }
         }
+        exchange.moved();
+    }
+
+    /// Bytes that the library had were written, or will be.
+    fn went<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.exchange.moved();
+        } else {
+            self.exchange.unsent.set(true);
+        }
+        result
     }
 }
 
@@ -215,12 +231,11 @@ impl AsyncRead for Socket {
 
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.before_write(cx))?;
-        let result = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if result.is_ready() {
-            self.exchange.moved();
-        }
-        result
+        let result = match self.before_write(cx)? {
+            Poll::Ready(()) => Pin::new(&mut self.stream).poll_write(cx, buf),
+            Poll::Pending => Poll::Pending,
+        };
+        self.went(result)
     }
 
     fn poll_write_vectored(
@@ -228,12 +243,11 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.before_write(cx))?;
-        let result = poll_write_pieces(Pin::new(&mut self.stream), cx, bufs);
-        if result.is_ready() {
-            self.exchange.moved();
-        }
-        result
+        let result = match self.before_write(cx)? {
+            Poll::Ready(()) => poll_write_pieces(Pin::new(&mut self.stream), cx, bufs),
+            Poll::Pending => Poll::Pending,
+        };
+        self.went(result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -250,10 +264,15 @@ impl AsyncWrite for Socket {
                 ready!(self.pass_hints(cx))?;
             }
         }
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        // It asks only once it has nothing more to write.
+        self.exchange.unsent.set(flushed.is_pending());
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let closed = Pin::new(&mut self.stream).poll_shutdown(cx);
+        self.exchange.unsent.set(closed.is_pending());
+        closed
     }
 }

@@ -61,7 +61,7 @@ pub struct Config {
     pub header_timeout_ms: u64,
     /// Seconds that a connection may be idle between requests. 1-86,400, default 75.
     pub idle_timeout_s: u64,
-    /// Milliseconds without a byte of an unfinished request body. 100-3,600,000, default 30,000.
+    /// Milliseconds without a byte of an unfinished request body while its app would take more (408). 100-3,600,000, default 30,000.
     pub body_idle_ms: u64,
     /// Bytes per second that a request's body has to bring at least, on average over the time that the gateway waits for it
     /// (408 below), until the answer begins; not of gRPC; 0: any rate. 0-1,000,000, default 240, as Kestrel has it.

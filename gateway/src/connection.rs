@@ -105,7 +105,7 @@ async fn stretch(
     mut begun: Option<Instant>,
 ) -> Option<Rest> {
     loop {
-        let exchange = Rc::new(Exchange::new(Rc::clone(client)));
+        let exchange = Rc::new(Exchange::new(Rc::clone(client), worker.limits.patience));
         exchange.head_begun.set(begun.is_some() || !held.1.is_empty());
         match serve(worker, &exchange, held.0, held.1, begun.take()).await {
             Done::Closed => return None,
@@ -207,11 +207,17 @@ async fn serve(
     .await;
 
     let parts = connection.into_parts();
+    // Who still sends on what came of a body learns that there is no more.
+    exchange.stop();
     let (mut stream, unread) = parts.io.into_inner().into_parts();
     let read = joined(parts.read_buf, unread);
     match ended {
         (Some(Ok(())), _) => {
             if let Some(tunnel) = exchange.tunnel.borrow_mut().take() {
+                if exchange.unsent.get() {
+                    // The library has kept a part of the answers before; behind a gap nothing may follow.
+                    return Done::Closed;
+                }
                 return Done::Tunnel(stream, read, tunnel);
             }
             if exchange.linger.get() {
@@ -233,6 +239,10 @@ async fn serve(
             if !read.is_empty() && stream.last_word(answer::TIMED_OUT).await {
                 linger(stream).await;
             }
+            Done::Closed
+        }
+        (None, Verdict::Abandon) => {
+            linger(stream).await;
             Done::Closed
         }
         (None, Verdict::Close) => {

@@ -36,9 +36,13 @@ pub(crate) struct Exchange {
     pub(crate) arrival: Arrival,
     /// Set by the timer when the current request waited too long.
     pub(crate) expired: Cell<bool>,
+    /// It was its own body that it waited for.
+    pub(crate) body_late: Cell<bool>,
+    /// Something that was written for the client has not gone out: the socket takes no more at the moment.
+    pub(crate) unsent: Cell<bool>,
     /// The last request's body was not read to its end: what still comes must be read away, or the peer's stack discards the answer.
     pub(crate) linger: Cell<bool>,
-    /// How long the current request may wait for its answer's head, and how long its body may pause.
+    /// How long the current request may wait for its answer's head, and how long its answer may pause.
     pub(crate) patience: Cell<(Duration, Duration)>,
     /// Left by a request that became a tunnel.
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
@@ -61,7 +65,8 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
-    pub(crate) fn new(client: Rc<Client>) -> Self {
+    /// `patience` holds for requests that no app has.
+    pub(crate) fn new(client: Rc<Client>, patience: (Duration, Duration)) -> Self {
         Self {
             client,
             phase: Cell::new(Phase::Idle),
@@ -70,8 +75,10 @@ impl Exchange {
             body_open: Cell::new(false),
             arrival: Arrival::default(),
             expired: Cell::new(false),
+            body_late: Cell::new(false),
+            unsent: Cell::new(false),
             linger: Cell::new(false),
-            patience: Cell::default(),
+            patience: Cell::new(patience),
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
             http2: false,
@@ -85,10 +92,10 @@ impl Exchange {
     }
 
     /// The exchange of an HTTP/2 stream.
-    pub(crate) fn of_stream(client: Rc<Client>) -> Self {
+    pub(crate) fn of_stream(client: Rc<Client>, patience: (Duration, Duration)) -> Self {
         Self {
             http2: true,
-            ..Self::new(client)
+            ..Self::new(client, patience)
         }
     }
 
@@ -220,6 +227,8 @@ pub(crate) struct Limits {
     pub(crate) body: Duration,
     pub(crate) pace: Pace,
     pub(crate) park: Option<Duration>,
+    /// See [`Exchange::patience`]; an app may have its own.
+    pub(crate) patience: (Duration, Duration),
 }
 
 /// What the timer decides.
@@ -236,6 +245,8 @@ pub(crate) enum Verdict {
     Expire,
     /// An answer stands still: cut it.
     Cut,
+    /// The rest of a body whose request was answered does not come, or nobody wants it: close.
+    Abandon,
 }
 
 /// The timer's memory of an exchange. It looks every now and then instead of being told, so that requests pay nothing.
@@ -270,7 +281,24 @@ impl Watch {
         let still = now.saturating_duration_since(self.moved);
         let since = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let (response, idle) = exchange.patience.get();
+        let open = exchange.body_open.get();
         match exchange.phase.get() {
+            // A request is over for the app when the last part of its answer is in a buffer, and its body may still come: neither
+            // is a pause between requests.
+            Phase::Idle if open || exchange.unsent.get() => {
+                self.head = None;
+                if exchange.unsent.get() && still >= idle {
+                    return Verdict::Cut;
+                }
+                let most = if exchange.arrival.wanted.get() {
+                    limits.body
+                } else {
+                    limits.body.max(idle)
+                };
+                if open && (still >= most || exchange.arrival.trickles(limits.pace, since)) {
+                    return Verdict::Abandon;
+                }
+            }
             Phase::Idle if exchange.owes_head() => {
                 let since = *self.head.get_or_insert(now);
                 // The head's time runs from its first byte, however often a byte comes.
@@ -290,23 +318,18 @@ impl Watch {
             }
             Phase::Waiting => {
                 self.head = None;
-                let most = if exchange.body_open.get() {
-                    limits.body
-                } else {
-                    response
-                };
-                if still >= most || (exchange.body_open.get() && exchange.arrival.trickles(limits.pace, since)) {
+                // While the endpoint does not take what has come, it is the app that is slow.
+                let late = open && exchange.arrival.wanted.get();
+                let most = if late { limits.body } else { response };
+                if still >= most || (open && exchange.arrival.trickles(limits.pace, since)) {
+                    exchange.body_late.set(late);
                     return Verdict::Expire;
                 }
             }
             Phase::Answering => {
                 self.head = None;
                 // Both directions may stay open and be silent for as long as the app allows (gRPC).
-                let most = if exchange.body_open.get() {
-                    limits.body.max(idle)
-                } else {
-                    idle
-                };
+                let most = if open { limits.body.max(idle) } else { idle };
                 if still >= most {
                     return Verdict::Cut;
                 }
@@ -329,17 +352,13 @@ mod tests {
             grace: Duration::from_secs(5),
         },
         park: Some(Duration::from_secs(2)),
+        patience: (Duration::from_secs(60), Duration::from_secs(60)),
     };
 
     fn exchange() -> Exchange {
         let value = http::HeaderValue::from_static("x");
-        Exchange::new(Rc::new(Client::new(
-            [127, 0, 0, 1].into(),
-            value.clone(),
-            value,
-            false,
-            false,
-        )))
+        let client = Client::new([127, 0, 0, 1].into(), value.clone(), value, false, false);
+        Exchange::new(Rc::new(client), LIMITS.patience)
     }
 
     fn at(start: Instant, seconds: u64) -> Instant {
@@ -381,8 +400,14 @@ mod tests {
         let mut watch = Watch::new(start, None);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 59)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 60)), Verdict::Expire);
+        // While the endpoint takes no more of a body it is the app that has to answer.
         exchange.body_open.set(true);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 59)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 60)), Verdict::Expire);
+        assert!(!exchange.body_late.get());
+        exchange.arrival.wants();
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 30)), Verdict::Expire);
+        assert!(exchange.body_late.get());
         exchange.body_open.set(false);
         exchange.phase.set(Phase::Answering);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 20)), Verdict::Cut);
@@ -394,6 +419,39 @@ mod tests {
         exchange.body_open.set(true);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 620)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &LIMITS, at(start, 621)), Verdict::Cut);
+    }
+
+    #[test]
+    fn what_is_left_of_a_request_is_no_pause_between_two() {
+        let (exchange, start) = (exchange(), Instant::now());
+        exchange.begin(Version::HTTP_11);
+        let patience = (Duration::from_secs(60), Duration::from_secs(20));
+        exchange.patience.set(patience);
+        exchange.end();
+        // The answer's tail.
+        exchange.unsent.set(true);
+        let mut watch = Watch::new(start, None);
+        for head in [false, true] {
+            exchange.head_begun.set(head);
+            assert_eq!(watch.look(&exchange, &LIMITS, at(start, 19)), Verdict::Wait);
+            assert_eq!(watch.look(&exchange, &LIMITS, at(start, 20)), Verdict::Cut);
+        }
+        // The body's: wanted, which has to bring something; and not.
+        exchange.unsent.set(false);
+        exchange.head_begun.set(false);
+        exchange.body_open.set(true);
+        exchange.arrival.begin();
+        let mut watch = Watch::new(start, None);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 29)), Verdict::Wait);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 30)), Verdict::Abandon);
+        exchange.moved();
+        exchange.arrival.wants();
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 31)), Verdict::Wait);
+        let given_up = (32..100).find(|s| watch.look(&exchange, &LIMITS, at(start, *s)) == Verdict::Abandon);
+        assert_eq!(given_up, Some(36));
+        // All is said and heard.
+        exchange.body_open.set(false);
+        assert_eq!(watch.look(&exchange, &LIMITS, at(start, 40)), Verdict::Park);
     }
 
     /// A request whose body is wanted and whose timer looks each second.

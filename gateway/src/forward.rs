@@ -426,7 +426,7 @@ async fn attempt(
                 false
             }
             Sent::NoSockets => return Err(Reason::NoUpgrade),
-            Sent::Expired if exchange.body_open.get() => return Err(Reason::RequestTimeout),
+            Sent::Expired if exchange.body_late.get() => return Err(Reason::RequestTimeout),
             Sent::Expired => {
                 failure = Reason::UpstreamTimeout;
                 false

@@ -166,7 +166,7 @@ where
             match connection.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     used = true;
-                    let exchange = Rc::new(Exchange::of_stream(Rc::clone(&client)));
+                    let exchange = Rc::new(Exchange::of_stream(Rc::clone(&client), worker.limits.patience));
                     let slot = streams.open(&exchange);
                     worker.stats().http2_requests.add(1);
                     let worker = Rc::clone(worker);

@@ -135,7 +135,7 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     let Some(answer) = answer else {
         return Outcome::of(sent, kept);
     };
-    let (response, free) = http1.answered(answer);
+    let (response, free) = http1.answered(answer, flight.exchange(), worker.limits.body);
     *call.answer = Some(response);
     let sender = free.map(Sender::Http1);
     Outcome { sent, kept, sender }

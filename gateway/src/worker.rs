@@ -108,6 +108,10 @@ impl Worker {
                 body,
                 pace,
                 park,
+                patience: (
+                    Duration::from_secs(config.response_timeout_s),
+                    Duration::from_secs(config.answer_idle_timeout_s),
+                ),
             },
             handshake: Duration::from_millis(config.tls_handshake_timeout_ms),
             tick: (shortest / 4).clamp(Duration::from_millis(20), Duration::from_secs(1)),

@@ -12,6 +12,7 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -27,6 +28,7 @@ use head::{Extent, Head};
 use sending::Sending;
 
 use crate::body::{RequestBody, ResponseBody};
+use crate::exchange::Exchange;
 use crate::hints::Hints;
 use crate::worker::Worker;
 
@@ -190,8 +192,14 @@ impl Http1 {
         }
     }
 
-    /// The answer for the client; and the connection, when all of the answer is there and it waits for the next request.
-    pub(crate) fn answered(self: Box<Self>, answer: Answer) -> (Response<ResponseBody>, Option<Box<Self>>) {
+    /// The answer for the client; and the connection, when all of the answer is there and it waits for the next request. What is
+    /// left of the request goes on beside it; once the answer is over, the endpoint may leave it untouched for so `long`.
+    pub(crate) fn answered(
+        self: Box<Self>,
+        answer: Answer,
+        exchange: &Rc<Exchange>,
+        long: Duration,
+    ) -> (Response<ResponseBody>, Option<Box<Self>>) {
         let Answer { head, mut rest } = answer;
         let mut free = None;
         let body = if head.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -205,13 +213,16 @@ impl Http1 {
                 Some(length) => {
                     let body = rest.split_to(length);
                     if !self.sending.is_over() {
-                        self.write_on();
+                        self.write_on(exchange, long);
                     } else if head.keeps && rest.is_empty() && self.sending.is_done() {
                         free = Some(self);
                     }
                     ResponseBody::own(body)
                 }
-                None => ResponseBody::arriving(self.arriving(head.keeps, Decoder::new(head.extent), rest)),
+                None => {
+                    let decoder = Decoder::new(head.extent);
+                    ResponseBody::arriving(self.arriving(head.keeps, decoder, rest, exchange, long))
+                }
             }
         };
         let mut response = Response::new(body);
@@ -223,7 +234,14 @@ impl Http1 {
         (response, free)
     }
 
-    fn arriving(self: Box<Self>, keeps: bool, decoder: Decoder, rest: Bytes) -> Arriving {
+    fn arriving(
+        self: Box<Self>,
+        keeps: bool,
+        decoder: Decoder,
+        rest: Bytes,
+        exchange: &Rc<Exchange>,
+        long: Duration,
+    ) -> Arriving {
         if self.sending.is_over() {
             let keeps = keeps && self.sending.is_done();
             return Arriving::whole(self, keeps, decoder, rest);
@@ -231,13 +249,18 @@ impl Http1 {
         // The client may read only once it has written, so one must not wait for the other.
         let (read, write) = self.stream.into_split();
         let broken = Rc::new(Cell::new(false));
-        let sending = tokio::task::spawn_local(self.sending.finish(write, Rc::clone(&broken)));
+        let sending =
+            tokio::task::spawn_local(
+                self.sending
+                    .finish(write, Rc::clone(&broken), Rc::clone(exchange), long),
+            );
         Arriving::half(read, sending, broken, decoder, rest)
     }
 
     /// The answer is there, and did not wait for all of the request; who sends it goes on.
-    fn write_on(self: Box<Self>) {
+    fn write_on(self: Box<Self>, exchange: &Rc<Exchange>, long: Duration) {
         let (_, write) = self.stream.into_split();
-        tokio::task::spawn_local(self.sending.finish(write, Rc::default()));
+        let finish = self.sending.finish(write, Rc::default(), Rc::clone(exchange), long);
+        tokio::task::spawn_local(finish);
     }
 }

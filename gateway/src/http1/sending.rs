@@ -4,9 +4,10 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::net::Shutdown;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use http::request::Parts;
@@ -14,9 +15,11 @@ use http_body::{Body as _, Frame};
 use socket2::SockRef;
 use tokio::io::AsyncWrite;
 use tokio::net::tcp::OwnedWriteHalf;
+use tokio::time::Instant;
 
 use super::head::{self, Framing};
 use crate::body::{BodyError, RequestBody};
+use crate::exchange::Exchange;
 use crate::stream::poll_write_pieces;
 
 /// What is still to be written of a request.
@@ -173,12 +176,39 @@ impl Sending {
     }
 
     /// Writes the rest while the answer is read elsewhere. `broken` is set when the body can't be read: then the endpoint has
-    /// half a request, and what it answers to it is no answer.
-    pub(super) async fn finish(mut self, mut to: OwnedWriteHalf, broken: Rc<Cell<bool>>) {
-        match poll_fn(|cx| self.poll(cx, &mut to)).await {
+    /// half a request, and what it answers to it is no answer. Whoever reads the answer holds the flag, too; once nobody does, the
+    /// answer is over, and nothing of the request counts as under way: then it is given up when the endpoint takes nothing of it for
+    /// so `long`, or there is no client any more.
+    pub(super) async fn finish(
+        mut self,
+        mut to: OwnedWriteHalf,
+        broken: Rc<Cell<bool>>,
+        exchange: Rc<Exchange>,
+        long: Duration,
+    ) {
+        let mut timer = pin!(tokio::time::sleep(long));
+        let sent = poll_fn(|cx| {
+            self.wrote = false;
+            if let Poll::Ready(sent) = self.poll(cx, &mut to) {
+                return Poll::Ready(Some(sent));
+            }
+            let waits_for_client = self.is_written();
+            let over = Rc::strong_count(&broken) == 1;
+            // The client's limits, and the answer's, are the business of its connection's timer.
+            if self.wrote || waits_for_client || !over {
+                timer.as_mut().reset(Instant::now() + long);
+            }
+            if exchange.stopped(cx) && !waits_for_client && self.body.is_some() {
+                return Poll::Ready(None);
+            }
+            timer.as_mut().poll(cx).map(|()| None)
+        })
+        .await;
+        match sent {
+            None => {}
             // Dropped, it would end the connection for the endpoint, which may take that for the client's leaving.
-            Ok(()) => to.forget(),
-            Err(BodyError) => {
+            Some(Ok(())) => to.forget(),
+            Some(Err(BodyError)) => {
                 broken.set(true);
                 // Fails only on a dead connection, whose end is noticed anyway.
                 let _ = SockRef::from(to.as_ref()).shutdown(Shutdown::Both);

@@ -29,6 +29,7 @@ mod request_corpus;
 mod routing;
 mod shutdown;
 mod slow_clients;
+mod stalls;
 mod support;
 mod tcp;
 mod tls;
