@@ -6,7 +6,12 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 began=$(date +%s)
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+beside=
+ended() {
+    [ -z "$beside" ] || kill -- -"$beside" 2>/dev/null || true
+    rm -rf "$scratch"
+}
+trap ended EXIT
 step() {
     local t=$SECONDS
     echo "== $*"
@@ -14,34 +19,75 @@ step() {
     echo "== done in $((SECONDS - t)) s"
 }
 
+# Most tests wait most of the time: for engines, time-outs, drains. What no test waits for is built meanwhile, by processes that
+# get only what the tests leave of the processors.
+lint_and_release() {
+    # Whatever ends this script, even kill -9, ends them too.
+    local group=$BASHPID watch
+    { tail --pid=$$ -f /dev/null && kill -KILL -- -"$group"; } &
+    watch=$!
+    chrt --idle --pid 0 "$group" || true
+    if ! { step cargo build --release --locked -p caas-gateway --example bench_gateway &&
+        step cargo clippy --workspace --all-targets --locked -- -D warnings; }; then
+        touch "$scratch/failed"
+    fi
+    kill $watch
+}
+start_beside() {
+    # With job control it is a process group of its own.
+    set -m
+    lint_and_release >"$scratch/beside" 2>&1 &
+    beside=$!
+    set +m
+}
+# Ends the run if something has failed beside it.
+sound() {
+    if [ -e "$scratch/failed" ]; then
+        cat "$scratch/beside"
+        die "what was built beside the tests failed, see above"
+    fi
+}
+end_beside() {
+    # Nothing is left to be spared, and what else the machine does may not hold it up for ever.
+    ! have pgrep || pgrep -g "$beside" | while read -r pid; do chrt --other --pid 0 "$pid" || true; done 2>/dev/null
+    wait "$beside" || touch "$scratch/failed"
+    beside=
+    sound
+    cat "$scratch/beside"
+}
+
 scripts/install-deps.sh test
 # Nothing may be skipped here: a part that is missing fails its tests.
 export CAAS_TEST_REQUIRE_ALL=1
 
 step cargo fmt --all --check
-step cargo clippy --workspace --all-targets --locked -- -D warnings
-# All steps select the whole workspace, so that each dependency is compiled once, with one set of features.
-# This one builds the `caas` program too, which the scenarios run.
+# All programs at once, so that each dependency is compiled once, with one set of features: steps that follow select the whole
+# workspace too, and find everything built.
+step cargo build --workspace --tests --bins --examples --locked
+# Scenarios are started without cargo, which would wait for the one beside it.
+cargo test --workspace --test e2e --no-run --locked --message-format json >"$scratch/built"
+program=$(sed -n 's|.*"executable":"\([^"]*/deps/e2e-[0-9a-f]*\)".*|\1|p' "$scratch/built")
+[ -x "$program" ] || die "cargo does not tell where it has built the end-to-end tests: $(cat "$scratch/built")"
+start_beside
 if cargo nextest --version >/dev/null 2>&1; then
-    step cargo nextest run ${CI:+--profile ci} --workspace --locked -E 'not (package(e2e) and kind(test))'
+    # Those of the backends wait for engines, registries and databases of their own: more of them go at once.
+    waiting='package(caas-backends) and kind(test)'
+    run=(cargo nextest run ${CI:+--profile ci} --workspace --locked)
+    step "${run[@]}" -E "not (package(e2e) and kind(test)) and not ($waiting)"
+    step "${run[@]}" -E "$waiting" --test-threads $((2 * $(nproc)))
 else
     step cargo test --workspace --exclude e2e --locked --quiet
     step cargo test --workspace --lib --bin measure --locked --quiet
-    step cargo build --workspace --locked
 fi
-# What a request costs the gateway: instructions of the build that users run, in front of endpoints without a registry.
-# Promised are 18,000 and 32,000; counts repeat to 1 %, which is added.
-step cargo build --release --locked -p caas-gateway --example bench_gateway
-step cargo build --workspace --locked --bin instructions
-step target/debug/instructions --most-http1 18180 --most-http2 32320
+sound
+as=()
 if [ "$(id -u)" != 0 ]; then
     have sudo || die "the end-to-end tests need root and there is no sudo: run 'make test' as root"
-    triple=$(rustc -vV | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
-    export "CARGO_TARGET_${triple}_RUNNER=sudo -E env PATH=$PATH"
+    as=(sudo -E env "PATH=$PATH")
 fi
 # One process for all scenarios: they share one fleet, and faults come one at a time.
 scenarios() {
-    cargo test --workspace --test e2e --locked --quiet -- --test-threads=1 "$@"
+    (cd tests && "${as[@]}" "$program" --quiet --test-threads=3 "$@")
 }
 if [ -z "${CI:-}" ]; then
     step scenarios
@@ -52,4 +98,8 @@ elif ! step scenarios 2>&1 | tee "$scratch/scenarios"; then
     step scenarios --exact "${failed[@]}"
     echo "FLAKY, to be mended: ${failed[*]}"
 fi
+step end_beside
+# What a request costs the gateway: instructions of the build that users run, in front of endpoints without a registry.
+# Promised are 18,000 and 32,000; counts repeat to 1 %, which is added.
+step target/debug/instructions --most-http1 18180 --most-http2 32320
 echo "all tests passed in $(($(date +%s) - began)) s"

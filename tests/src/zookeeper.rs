@@ -24,6 +24,10 @@ const JARS: [&str; 9] = [
     "slf4j-log4j12",
 ];
 
+/// The longest session that the servers grant, ms. The platform asks for 10 s, and after a kill its next process waits for the
+/// end of the session before.
+const SESSION_MS: u32 = 5_000;
+
 /// The ensemble.
 #[derive(Debug)]
 pub struct ZooKeeper {
@@ -57,7 +61,7 @@ impl ZooKeeper {
             fs::create_dir_all(dir.join(number.to_string()))?;
             fs::write(dir.join(number.to_string()).join("myid"), number.to_string())?;
             let mut config = format!(
-                "tickTime=500\ninitLimit=20\nsyncLimit=10\ndataDir={}/{number}\nclientPortAddress=127.0.0.1\n\
+                "tickTime=500\ninitLimit=20\nsyncLimit=10\nmaxSessionTimeout={SESSION_MS}\ndataDir={}/{number}\nclientPortAddress=127.0.0.1\n\
                  clientPort={client}\nadmin.enableServer=false\n4lw.commands.whitelist=*\nmaxClientCnxns=0\n\
                  autopurge.purgeInterval=0\nforceSync=no\n",
                 dir.display()

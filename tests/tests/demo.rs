@@ -1,15 +1,17 @@
-//! `make demo`, `make demo-down` and docker-compose.yml for real, in namespaces of their own: see `tests/demo/check.sh`.
+//! `make demo`, `make demo-down` and docker-compose.yml for real, in namespaces of their own, beside other scenarios: see
+//! `tests/demo/check.sh`.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::Result;
-use e2e::{Fleet, process, roles};
+use e2e::keeper::Keeper;
+use e2e::{process, roles};
 
 #[test]
 fn the_demo_runs_twice_and_leaves_nothing_behind() {
-    crate::support::on_fleet("make demo", async |fleet| check(&fleet, "demo").await);
+    crate::support::beside_the_fleet("make demo", async || check("demo").await);
 }
 
 #[test]
@@ -19,16 +21,17 @@ fn the_compose_file_brings_up_everything() {
     if crate::support::skip_because((!runs).then(|| missing.into())) {
         return;
     }
-    crate::support::on_fleet("docker-compose.yml", async |fleet| check(&fleet, "compose").await);
+    crate::support::beside_the_fleet("docker-compose.yml", async || check("compose").await);
 }
 
-async fn check(fleet: &Fleet, what: &str) -> Result<()> {
-    let dir = fleet.keeper.dir.join(what);
+async fn check(what: &str) -> Result<()> {
+    let keeper = Keeper::start().await?;
+    let dir = keeper.dir.join(what);
     std::fs::create_dir_all(&dir)?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/check.sh");
     // Below the keeper, so that it ends with the run whatever happens.
     let mut command = tokio::process::Command::new("nsenter");
-    command.args(["-t", &fleet.keeper.init.to_string(), "-m", "-p", "--"]);
+    command.args(["-t", &keeper.init.to_string(), "-m", "-p", "--"]);
     command.args([
         "unshare",
         "--net",

@@ -56,8 +56,9 @@ async fn a_container_removed_by_hand_is_replaced(p: &Platform) -> Result<()> {
 
 async fn a_hanging_instance_is_withdrawn_and_replaced(p: &Platform) -> Result<()> {
     let health = json!({"interval_ms": 500, "timeout_ms": 500, "unhealthy_after": 2});
-    p.deploy_hello("hanging", "1", 2, json!({"memory_mb": SMALL, "health": health}))
-        .await?;
+    // It does not hear SIGTERM either.
+    let spec = json!({"memory_mb": SMALL, "health": health, "stop_grace_s": 1});
+    p.deploy_hello("hanging", "1", 2, spec).await?;
     let before = p.api.instances("hanging").await?;
     // The request that hangs the instance never comes back.
     let hang = p.visit("hanging", "/hang");
@@ -128,7 +129,8 @@ async fn a_version_that_exits_at_once_fails_and_the_old_one_stays(p: &Platform) 
 
 async fn a_version_that_never_answers_fails_and_the_old_one_stays(p: &Platform) -> Result<()> {
     let health = json!({"grace_s": 3, "timeout_ms": 300});
-    let spec = json!({"env": {"MODE": "silent"}, "health": health, "update": {"deadline_s": 10}});
+    // Unanswered probes would hold up its end.
+    let spec = json!({"env": {"MODE": "silent"}, "health": health, "stop_grace_s": 1, "update": {"deadline_s": 10}});
     let operation = bad_version(p, "silent", spec, "never_ready").await?;
     let probes = operation["failure"]["probes"].as_array().cloned().unwrap_or_default();
     expect(!probes.is_empty(), || format!("no probe results: {operation:#}"))

@@ -113,7 +113,7 @@ async fn zookeeper_away_under_load(p: &Platform) -> Result<()> {
     load.flows(100).await?;
     p.fleet.zookeeper.down().await?;
     // Longer than a ZooKeeper session: the last copy serves on.
-    throughout("serving without ZooKeeper", Duration::from_secs(12), async || {
+    throughout("serving without ZooKeeper", Duration::from_secs(8), async || {
         load.so_far().flawless("meanwhile")
     })
     .await?;
@@ -173,7 +173,7 @@ async fn slow_and_cut_line_to_zookeeper(p: &Platform) -> Result<()> {
     let far = Role::new(
         "gateway-far",
         args,
-        Vec::new(),
+        vec![("CAAS_GATEWAY__DRAIN_DELAY_S".into(), "0".into())],
         (admin, "/ready"),
         &p.dir,
         p.fleet.keeper.init,

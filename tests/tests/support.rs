@@ -1,5 +1,6 @@
 //! What every scenario stands on: the shared fleet, one platform per mode, and the clean slate afterwards.
 
+use std::io::Write as _;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,10 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.expect("a runtime can be made")
 });
+/// The fleet and its platforms belong to one scenario at a time.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+/// So does what runs beside them.
+static ONE_BESIDE: Mutex<()> = Mutex::new(());
 // A part that did not start is not tried again: every scenario that needs it fails with the same words.
 static FLEET: OnceCell<Result<Arc<Fleet>, String>> = OnceCell::const_new();
 static ALL_IN_ONE: OnceCell<Result<Platform, String>> = OnceCell::const_new();
@@ -61,6 +65,12 @@ async fn platform(mode: Mode) -> Result<&'static Platform, String> {
     cell.get_or_init(start).await.as_ref().map_err(String::clone)
 }
 
+/// A line for the log of the run: how long a scenario took, also of one that succeeds, whose output the test program keeps to
+/// itself.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Runs a scenario on the fleet alone.
 pub(crate) fn on_fleet(name: &str, scenario: impl AsyncFnOnce(Arc<Fleet>) -> Result<()>) {
     if skip() {
@@ -69,13 +79,27 @@ pub(crate) fn on_fleet(name: &str, scenario: impl AsyncFnOnce(Arc<Fleet>) -> Res
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     RUNTIME.block_on(async {
         let fleet = fleet().await.unwrap_or_else(|e| panic!("{e}"));
-        let began = Instant::now();
-        let outcome = tokio::time::timeout(LIMIT, scenario(fleet)).await;
-        eprintln!("{name}: {:.1?}", began.elapsed());
-        outcome
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")))
-            .unwrap_or_else(|e| panic!("{e:#}"));
+        alone(name, scenario(fleet)).await;
     });
+}
+
+/// Runs a scenario that touches nothing of the fleet, while others have that.
+pub(crate) fn beside_the_fleet(name: &str, scenario: impl AsyncFnOnce() -> Result<()>) {
+    if skip() {
+        return;
+    }
+    let _one = ONE_BESIDE.lock().unwrap_or_else(PoisonError::into_inner);
+    RUNTIME.block_on(alone(name, scenario()));
+}
+
+/// Runs a scenario that has no platform.
+async fn alone(name: &str, scenario: impl Future<Output = Result<()>>) {
+    let began = Instant::now();
+    let outcome = tokio::time::timeout(LIMIT, scenario).await;
+    tell(&format!("{name}: {:.1?}", began.elapsed()));
+    outcome
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")))
+        .unwrap_or_else(|e| panic!("{e:#}"));
 }
 
 /// Runs a scenario on a platform; afterwards everything must be as wanted, and when its apps are removed nothing may be left.
@@ -98,7 +122,10 @@ pub(crate) fn on_platform(mode: Mode, name: &str, scenario: impl AsyncFnOnce(&'s
         let outcome = tokio::time::timeout(LIMIT, work).await;
         let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done within {LIMIT:?}")));
         match outcome {
-            Ok(told) => eprintln!("{mode:?} {name}: {told:.1?}, {:.1?} with what follows", began.elapsed()),
+            Ok(told) => tell(&format!(
+                "{mode:?} {name}: {told:.1?}, {:.1?} with what follows",
+                began.elapsed()
+            )),
             Err(error) => {
                 let logs = platform.logs();
                 // The next scenario starts on a sound platform, whatever became of this one.
