@@ -128,7 +128,7 @@ async fn a_version_that_exits_at_once_fails_and_the_old_one_stays(p: &Platform) 
 }
 
 async fn a_version_that_never_answers_fails_and_the_old_one_stays(p: &Platform) -> Result<()> {
-    let health = json!({"grace_s": 3, "timeout_ms": 300});
+    let health = json!({"grace_s": 2, "timeout_ms": 300});
     // Unanswered probes would hold up its end.
     let spec = json!({"env": {"MODE": "silent"}, "health": health, "stop_grace_s": 1, "update": {"deadline_s": 10}});
     let operation = bad_version(p, "silent", spec, "never_ready").await?;

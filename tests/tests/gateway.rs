@@ -103,6 +103,17 @@ fn pid(file: &Path) -> Option<u32> {
     std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
+/// Ends whichever process a pid file names, should the scenario fail before it has.
+struct Leftover<'a>(&'a Path);
+
+impl Drop for Leftover<'_> {
+    fn drop(&mut self) {
+        if let Some(pid) = pid(self.0) {
+            process::signal(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
 async fn upgrade(platform: &'static Platform) -> Result<()> {
     platform
         .deploy_hello("moving", "1", 2, json!({"memory_mb": 32}))
@@ -111,6 +122,7 @@ async fn upgrade(platform: &'static Platform) -> Result<()> {
     let at = |port: u16| format!("127.0.0.1:{port}");
     let (listen, admin) = (at(port()?), at(port()?));
     let file = platform.dir.join("upgraded.pid");
+    let _leftover = Leftover(&file);
     let log = std::fs::File::create(platform.dir.join("upgraded.log"))?;
     // A gateway beside the platform's, which nobody else needs.
     let mut first = tokio::process::Command::new(roles::binary()?)
@@ -178,5 +190,8 @@ async fn upgrade(platform: &'static Platform) -> Result<()> {
             .map_or(Ok(()), Err)
     })
     .await?;
+    if file.exists() {
+        std::fs::remove_file(&file)?;
+    }
     platform.remove("moving").await
 }
