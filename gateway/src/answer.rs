@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, Version};
 
 use crate::body::ResponseBody;
+use crate::exchange::Exchange;
 
 /// Marks an answer as the gateway's own and says why.
 pub(crate) const REASON_HEADER: HeaderName = HeaderName::from_static("x-caas-reason");
@@ -42,8 +43,12 @@ reasons! {
     BadHost = "bad_host" BAD_REQUEST "The request needs exactly one valid Host.",
     BadTarget = "bad_target" BAD_REQUEST "The request's target is not one that this gateway serves.",
     BadFraming = "bad_framing" BAD_REQUEST "The request's Transfer-Encoding is not one that this gateway serves.",
+    BadHead = "bad_head" BAD_REQUEST "The request's head could not be understood.",
+    PlainHttp = "plain_http" BAD_REQUEST "This port speaks TLS.",
+    BadProxyHeader = "bad_proxy_header" BAD_REQUEST "Connections from this address must begin with a sound PROXY header.",
     BadBody = "bad_body" BAD_REQUEST "The request's body could not be read.",
     HeadTooLarge = "head_too_large" REQUEST_HEADER_FIELDS_TOO_LARGE "The request has too many header fields.",
+    TargetTooLong = "target_too_long" URI_TOO_LONG "The request's target is too long.",
     Denied = "denied" FORBIDDEN "Requests from this address are not accepted.",
     UnknownApp = "unknown_app" NOT_FOUND "There is no app of this name here.",
     MethodNotAllowed = "method_not_allowed" METHOD_NOT_ALLOWED "This gateway is not a forward proxy.",
@@ -59,6 +64,7 @@ reasons! {
     BadUpgrade = "bad_upgrade" BAD_GATEWAY "The app switched protocols without being asked to.",
     NoEndpoints = "no_endpoints" SERVICE_UNAVAILABLE "The app has no running instance at the moment.",
     Overloaded = "overloaded" SERVICE_UNAVAILABLE "The app has too many requests under way.",
+ TooManyConnections = "too_many_connections" SERVICE_UNAVAILABLE "There are too many connections at the moment.",
     UpstreamTimeout = "upstream_timeout" GATEWAY_TIMEOUT "The app did not answer in time.",
 }
 
@@ -180,6 +186,22 @@ pub(crate) fn proof(body: Bytes) -> Response<ResponseBody> {
     response
 }
 
+/// Tells the client that its connection ends with this answer. HTTP/2 has a frame for it.
+#[cold]
+pub(crate) fn say_goodbye(exchange: &Exchange, response: &mut Response<ResponseBody>) {
+    if !exchange.http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        let fields = response.headers_mut();
+        if !fields.get_all(header::CONNECTION).iter().any(|value| *value == close) {
+            fields.append(header::CONNECTION, close);
+        }
+        if exchange.hints().is_none() {
+            // hyper would promise a client of HTTP/1.0 the contrary, too.
+            *response.version_mut() = Version::HTTP_10;
+        }
+    }
+}
+
 /// The whole 408 answer, written when there is no request to answer.
 pub(crate) const TIMED_OUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\nx-caas-reason: request_timeout\r\n\r\n";
@@ -208,8 +230,18 @@ mod tests {
 
     #[test]
     fn raw_answers_are_as_long_as_they_say() {
-        for raw in [TIMED_OUT, TOO_MANY, PLAIN_HTTP, NO_PROXY_HEADER] {
+        for (raw, reason) in [
+            (TIMED_OUT, Reason::RequestTimeout),
+            (TOO_MANY, Reason::TooManyConnections),
+            (PLAIN_HTTP, Reason::PlainHttp),
+            (NO_PROXY_HEADER, Reason::BadProxyHeader),
+        ] {
             let text = std::str::from_utf8(raw).expect("text");
+            assert!(text.starts_with(&format!("HTTP/1.1 {}\r\n", reason.status())), "{text}");
+            assert!(
+                text.contains(&format!("{REASON_HEADER}: {}\r\n", reason.as_str())),
+                "{text}"
+            );
             let (head, body) = text.split_once("\r\n\r\n").expect("a head");
             assert!(head.contains(&format!("content-length: {}\r\n", body.len())), "{text}");
         }

@@ -13,10 +13,10 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::answer;
+use crate::answer::{self, Reason};
 use crate::client::{Client, Socket};
 use crate::door::{self, Open};
 use crate::exchange::{Exchange, Verdict, Watch};
@@ -29,8 +29,12 @@ use crate::tls;
 use crate::upgrade::{self, Tunnel};
 use crate::worker::Worker;
 
-/// Most bytes, and longest time, that are read away after an answer that did not wait for its request.
-pub(crate) const LINGER: (usize, Duration) = (1024 * 1024, Duration::from_secs(2));
+/// How long, and for how long without a byte, it is read away what comes after an answer that did not wait for its request (nginx'
+/// defaults). It still counts as a connection of its client.
+const LINGER: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5));
+
+/// The same after a word to who has sent no request, and once the worker drains.
+pub(crate) const SHORT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
 
 /// How a stretch of serving ended.
 enum Done {
@@ -163,30 +167,13 @@ async fn serve(
     let mut connection = worker.front.serve_connection(TokioIo::new(socket), service);
     let mut watch = Watch::new(Instant::now(), begun);
     let mut timer = pin!(tokio::time::sleep(worker.tick));
-    let mut drain = pin!(worker.drain.cancelled());
     let mut armed = false;
-    let mut listens = false;
-    let (mut drained, mut draining) = (None, false);
 
     // The hot path is one poll of hyper and one of the timer. `Some` is hyper's own end, `None` a verdict of the timer.
     let ended = poll_fn(|cx| {
         loop {
             if let Poll::Ready(result) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready((Some(result), Verdict::Wait));
-            }
-            if !listens {
-                // Polled once, so that the drain wakes this task; whether it has come, the flag tells.
-                listens = true;
-                let _ = drain.as_mut().poll(cx);
-            }
-            if worker.draining.get() && !draining {
-                // Who has just come is about to ask; hyper would close on it.
-                let since = *drained.get_or_insert_with(Instant::now);
-                if !exchange.owes_head() || since.elapsed() >= door::DRAINING {
-                    draining = true;
-                    Pin::new(&mut connection).graceful_shutdown();
-                    continue;
-                }
             }
             // Once it is armed, looking is enough; polling it each time would cost every request.
             if (armed && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {
@@ -196,7 +183,7 @@ async fn serve(
             armed = false;
             let now = Instant::now();
             timer.as_mut().reset((now + worker.tick).into());
-            match watch.look(exchange, &worker.limits, now) {
+            match watch.judge(exchange, &worker.limits, worker.draining.get(), now) {
                 Verdict::Wait => {}
                 // The request answers 408 or 504 by itself on its next poll.
                 Verdict::Expire => exchange.expired.set(true),
@@ -221,7 +208,7 @@ async fn serve(
                 return Done::Tunnel(stream, read, tunnel);
             }
             if exchange.linger.get() {
-                linger(stream).await;
+                linger(worker, stream, LINGER).await;
             }
             Done::Closed
         }
@@ -229,20 +216,24 @@ async fn serve(
             if error.is_parse() {
                 // hyper has answered with 400, 414 or 431.
                 worker.stats().bad_heads.add(1);
-                linger(stream).await;
+                worker.refused(refused(&error));
+                linger(worker, stream, SHORT).await;
             }
             Done::Closed
         }
         (None, Verdict::Park) => Done::Parked(stream, read),
         (None, Verdict::HeadTimeout) => {
             // Who has sent nothing is not waiting for an answer.
-            if !read.is_empty() && stream.last_word(answer::TIMED_OUT).await {
-                linger(stream).await;
+            if !read.is_empty() {
+                worker.refused(Reason::RequestTimeout);
+                if stream.last_word(answer::TIMED_OUT).await {
+                    linger(worker, stream, SHORT).await;
+                }
             }
             Done::Closed
         }
         (None, Verdict::Abandon) => {
-            linger(stream).await;
+            linger(worker, stream, LINGER).await;
             Done::Closed
         }
         (None, Verdict::Close) => {
@@ -263,23 +254,50 @@ fn joined(first: Bytes, second: Bytes) -> Bytes {
     }
 }
 
-/// Closes our side and reads away what still comes: closing with unread bytes would make the client's stack discard the answer.
-pub(crate) async fn linger(mut stream: Stream) {
-    if stream.shutdown().await.is_err() {
-        return;
+/// What hyper has answered to a head that it could not read.
+fn refused(error: &hyper::Error) -> Reason {
+    match error.is_parse_too_large() {
+        // Its text is all that tells one from the other.
+        true if error.to_string().starts_with("URI") => Reason::TargetTooLong,
+        true => Reason::HeadTooLarge,
+        false => Reason::BadHead,
     }
-    let mut buffer = vec![0; 16 * 1024];
+}
+
+/// Closes our side and reads away what still comes: closing with unread bytes would make the client's stack discard the answer.
+pub(crate) async fn linger(worker: &Worker, mut stream: Stream, (most, quiet): (Duration, Duration)) {
     let read_away = async {
-        let mut left = LINGER.0;
-        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-            left = left.saturating_sub(n);
-            if left == 0 {
-                return;
-            }
+        if stream.shutdown().await.is_err() {
+            return;
         }
+        let mut timer = pin!(tokio::time::sleep(quiet));
+        poll_fn(|cx| {
+            loop {
+                // What comes is of no interest: all share one buffer.
+                let mut scratch = worker.scratch.borrow_mut();
+                let mut buffer = ReadBuf::new(&mut scratch);
+                match Pin::new(&mut stream).poll_read(cx, &mut buffer) {
+                    Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                        timer.as_mut().reset((Instant::now() + quiet).into());
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                    Poll::Pending => return timer.as_mut().poll(cx),
+                }
+            }
+        })
+        .await;
+    };
+    let drained = async {
+        worker.drain.cancelled().await;
+        tokio::time::sleep(SHORT.0).await;
     };
     // Whoever has not closed by then is cut off.
-    let _ = tokio::time::timeout(LINGER.1, read_away).await;
+    tokio::select! {
+        biased;
+        () = read_away => {}
+        () = tokio::time::sleep(most) => {}
+        () = drained => {}
+    }
 }
 
 #[cfg(test)]

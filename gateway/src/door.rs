@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::answer::Reason;
 use crate::client::Client;
 use crate::config::plain;
 use crate::limit::OneConnection;
@@ -87,6 +88,7 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
     if stats.connections_open.get() >= most {
         // Best effort: the answer fits every socket buffer, and nobody waits for it.
         let _ = stream.try_write(answer::TOO_MANY);
+        worker.refused(Reason::TooManyConnections);
         return;
     }
     // Fails only on a dead connection, which shows soon enough.
@@ -112,6 +114,7 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
     }
     let Some((client, slot)) = admit(worker, ip, side.port.clone(), false) else {
         let _ = stream.try_write(answer::TOO_MANY);
+        worker.refused(Reason::TooManyConnections);
         return;
     };
     let stream = Stream::Plain(stream);
@@ -174,8 +177,9 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
                     worker.stats().proxy_headers_bad.add(1);
                     if side.tls.is_none() {
                         let _ = stream.try_write(answer::NO_PROXY_HEADER);
+                        worker.refused(Reason::BadProxyHeader);
                     }
-                    connection::linger(Stream::Plain(stream)).await;
+                    connection::linger(worker, Stream::Plain(stream), connection::SHORT).await;
                 }
                 return None;
             }
@@ -184,6 +188,7 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
     let Some((client, slot)) = admit(worker, plain(call.from.ip()), port, side.tls.is_some()) else {
         if side.tls.is_none() {
             let _ = stream.try_write(answer::TOO_MANY);
+            worker.refused(Reason::TooManyConnections);
         }
         return None;
     };
@@ -242,9 +247,10 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
             failed(failure);
             if failure == Failure::PlainHttp {
                 let _ = stream.try_write(answer::PLAIN_HTTP);
+                worker.refused(Reason::PlainHttp);
             }
             if !matches!(failure, Failure::Closed | Failure::Timeout) {
-                connection::linger(Stream::Plain(stream)).await;
+                connection::linger(worker, Stream::Plain(stream), connection::SHORT).await;
             }
             None
         }

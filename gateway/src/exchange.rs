@@ -249,6 +249,9 @@ pub(crate) enum Verdict {
     Abandon,
 }
 
+/// A connection that has been quiet for so long has nothing left to read or write.
+const SETTLED: Duration = Duration::from_millis(10);
+
 /// The timer's memory of an exchange. It looks every now and then instead of being told, so that requests pay nothing.
 #[derive(Debug)]
 pub(crate) struct Watch {
@@ -274,6 +277,11 @@ impl Watch {
 
     /// Looks at the exchange.
     pub(crate) fn look(&mut self, exchange: &Exchange, limits: &Limits, now: Instant) -> Verdict {
+        self.judge(exchange, limits, false, now)
+    }
+
+    /// The same where the worker may be `draining`: then who asks nothing is parked at once.
+    pub(crate) fn judge(&mut self, exchange: &Exchange, limits: &Limits, draining: bool, now: Instant) -> Verdict {
         if exchange.progress.get() != self.progress {
             self.progress = exchange.progress.get();
             self.moved = now;
@@ -299,7 +307,7 @@ impl Watch {
                     return Verdict::Abandon;
                 }
             }
-            Phase::Idle if exchange.owes_head() => {
+            Phase::Idle if exchange.owes_head() && !(draining && self.progress == 0) => {
                 let since = *self.head.get_or_insert(now);
                 // The head's time runs from its first byte, however often a byte comes.
                 if now.saturating_duration_since(since) >= limits.head {
@@ -312,7 +320,8 @@ impl Watch {
                 if still >= limits.idle {
                     return Verdict::Close;
                 }
-                if limits.park.is_some_and(|park| still >= park) {
+                let park = if draining { Some(SETTLED) } else { limits.park };
+                if park.is_some_and(|park| still >= park) {
                     return Verdict::Park;
                 }
             }
@@ -388,6 +397,22 @@ mod tests {
         let never = Limits { park: None, ..LIMITS };
         assert_eq!(watch.look(&exchange, &never, at(start, 74)), Verdict::Wait);
         assert_eq!(watch.look(&exchange, &never, at(start, 75)), Verdict::Close);
+    }
+
+    #[test]
+    fn who_asks_nothing_is_parked_at_once_when_the_worker_drains() {
+        let (exchange, start) = (exchange(), Instant::now());
+        let mut watch = Watch::new(start, None);
+        assert_eq!(watch.judge(&exchange, &LIMITS, true, start), Verdict::Wait);
+        assert_eq!(watch.judge(&exchange, &LIMITS, false, at(start, 1)), Verdict::Wait);
+        assert_eq!(watch.judge(&exchange, &LIMITS, true, at(start, 1)), Verdict::Park);
+        // A head has begun.
+        exchange.moved();
+        assert_eq!(watch.judge(&exchange, &LIMITS, true, at(start, 2)), Verdict::Wait);
+        exchange.begin(Version::HTTP_11);
+        assert_eq!(watch.judge(&exchange, &LIMITS, true, at(start, 3)), Verdict::Wait);
+        exchange.end();
+        assert_eq!(watch.judge(&exchange, &LIMITS, true, at(start, 4)), Verdict::Park);
     }
 
     #[test]

@@ -115,6 +115,9 @@ pub(crate) async fn serve<B: Into<ClientBody>>(
     };
     exchange.phase.set(Phase::Answering);
     flight.status = response.status().as_u16();
+    if worker.draining.get() {
+        answer::say_goodbye(&exchange, &mut response);
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         let idle = flight.tunnel_idle();
         let websocket = websocket::is_switch(response.headers());

@@ -17,7 +17,6 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 
 use crate::client::Client;
 use crate::config::Config;
-use crate::connection::LINGER;
 use crate::exchange::{Exchange, Phase, Verdict, Watch};
 use crate::http2_guard::{Fault, Guard, GuardWatch};
 use crate::http2_stream;
@@ -28,6 +27,9 @@ pub(crate) const PREFACE: &[u8] = b"PRI ";
 
 /// How long a connection that is to close may take to send what is left.
 const CLOSING: Duration = Duration::from_secs(1);
+
+/// Most bytes that are read away meanwhile.
+const LEFT: usize = 1024 * 1024;
 
 /// The settings of all HTTP/2 connections of clients.
 pub(crate) fn builder(config: &Config) -> Builder {
@@ -249,7 +251,7 @@ async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
         if stream.shutdown().await.is_err() {
             return;
         }
-        let mut left = LINGER.0;
+        let mut left = LEFT;
         while let Ok(n @ 1..) = stream.read(&mut buffer).await {
             left = left.saturating_sub(n);
             if left == 0 {

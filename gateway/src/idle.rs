@@ -15,6 +15,8 @@ use crate::worker::Worker;
 
 /// How often it is looked who has waited too long, and memory is given back.
 const LOOK: Duration = Duration::from_secs(1);
+/// The same once the worker drains.
+const HURRY: Duration = Duration::from_millis(20);
 /// Fewer connections have not held enough to give back.
 const FEW: u32 = 32;
 
@@ -56,10 +58,17 @@ impl Idle {
         self.places.borrow_mut().insert(Place { waker, until })
     }
 
-    /// Wakes those whose time is over, or all. `false`: nobody is left.
-    fn look(&self, now: Instant, all: bool) -> bool {
+    /// The worker drains: their time is over within `grace`, one after the other.
+    fn hurry(&self, now: Instant, grace: Duration) {
+        for (_, place) in self.places.borrow_mut().iter_mut() {
+            place.until = place.until.min(now + grace / 2 + part(grace / 2));
+        }
+    }
+
+    /// Wakes those whose time is over. `false`: nobody is left.
+    fn look(&self, now: Instant) -> bool {
         let places = self.places.borrow();
-        for (_, place) in places.iter().filter(|(_, place)| all || place.until <= now) {
+        for (_, place) in places.iter().filter(|(_, place)| place.until <= now) {
             place.waker.wake_by_ref();
         }
         if self.parked.get() >= FEW {
@@ -70,10 +79,19 @@ impl Idle {
     }
 }
 
+/// A random part of it.
+fn part(time: Duration) -> Duration {
+    time.mul_f64(rand::random())
+}
+
 /// Waits until the client sends something; `false` when it is time to close.
 pub(crate) fn parked<'a>(worker: &'a Rc<Worker>, stream: &'a Stream) -> impl Future<Output = bool> + 'a {
     let limits = &worker.limits;
-    let left = limits.idle.saturating_sub(limits.park.unwrap_or_default());
+    let left = if worker.draining.get() {
+        worker.grace / 2
+    } else {
+        limits.idle.saturating_sub(limits.park.unwrap_or_default())
+    };
     let key = worker.idle.take(Instant::now() + left);
     if !worker.idle.looks.replace(true) {
         tokio::task::spawn_local(look_after(Rc::clone(worker)));
@@ -83,9 +101,6 @@ pub(crate) fn parked<'a>(worker: &'a Rc<Worker>, stream: &'a Stream) -> impl Fut
     poll_fn(move |cx| {
         // All of it, so that it is given up with the future.
         let held = &held;
-        if held.worker.draining.get() {
-            return Poll::Ready(false);
-        }
         if let Poll::Ready(readable) = stream.poll_readable(cx) {
             return Poll::Ready(readable.is_ok());
         }
@@ -94,22 +109,28 @@ pub(crate) fn parked<'a>(worker: &'a Rc<Worker>, stream: &'a Stream) -> impl Fut
                 place.waker.clone_from(cx.waker());
                 Poll::Pending
             }
-            _ => Poll::Ready(false),
+            // What has come in the meantime would be lost.
+            _ => Poll::Ready(stream.has_bytes()),
         }
     })
 }
 
 /// Looks after the parked connections as long as there are any.
 async fn look_after(worker: Rc<Worker>) {
+    let mut drains = false;
     loop {
-        let drained = tokio::time::timeout(worker.tick.min(LOOK), worker.drain.cancelled()).await;
-        if !worker.idle.look(Instant::now(), drained.is_ok()) {
+        if drains {
+            tokio::time::sleep(HURRY).await;
+        } else {
+            let drained = tokio::time::timeout(worker.tick.min(LOOK), worker.drain.cancelled()).await;
+            drains = drained.is_ok();
+            if drains {
+                worker.idle.hurry(Instant::now(), worker.grace);
+            }
+        }
+        if !worker.idle.look(Instant::now()) {
             worker.idle.looks.set(false);
             return;
-        }
-        if drained.is_ok() {
-            // Whoever was woken goes.
-            tokio::task::yield_now().await;
         }
     }
 }

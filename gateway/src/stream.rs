@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
@@ -49,6 +50,15 @@ impl Stream {
             Self::Plain(socket) => socket.poll_read_ready(cx),
             Self::Tls(tls) => tls.get_ref().0.poll_read_ready(cx),
         }
+    }
+
+    /// Whether something has come that was not read: asks the system, which may know more than the runtime has heard.
+    pub(crate) fn has_bytes(&self) -> bool {
+        let socket = match self {
+            Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.get_ref().0,
+        };
+        matches!(SockRef::from(socket).peek(&mut [MaybeUninit::uninit(); 1]), Ok(1..))
     }
 
     /// Closes in order: TLS says that it ends, so that the client can tell it from being cut off.

@@ -13,6 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::answer::Reason;
 use crate::door::Door;
 use crate::exchange::{Limits, Pace};
 use crate::h2c;
@@ -27,6 +28,10 @@ use crate::tcp::{self, Arrival};
 
 /// Bytes of the buffer through which a worker copies tunnels.
 const SCRATCH: usize = 64 * 1024;
+
+/// Longest time that a connection without a request may go on once the worker drains, so that its client, which does not know yet,
+/// is answered and told if it asks; half of the drain's if that is less.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// How long tunnels have to say goodbye at the end of the drain.
 const GOODBYE: Duration = Duration::from_millis(500);
@@ -53,10 +58,12 @@ pub(crate) struct Worker {
     pub(crate) handshake: Duration,
     /// How often a connection's timer looks.
     pub(crate) tick: Duration,
-    /// Set when the worker has begun to stop: connections close after their current request.
+    /// Set when the worker has begun to stop: every answer is its connection's last.
     pub(crate) draining: Cell<bool>,
     pub(crate) drain: CancellationToken,
     pub(crate) idle: Rc<Idle>,
+    /// See [`GRACE`].
+    pub(crate) grace: Duration,
     /// Set at the end of the drain: tunnels say goodbye.
     pub(crate) leaving: Cell<bool>,
     pub(crate) leave: CancellationToken,
@@ -118,6 +125,7 @@ impl Worker {
             draining: Cell::new(false),
             drain: CancellationToken::new(),
             idle: Rc::default(),
+            grace: GRACE.min(Duration::from_secs(config.drain_timeout_s) / 2),
             leaving: Cell::new(false),
             leave: CancellationToken::new(),
             date: RefCell::new((0, HeaderValue::from_static(""))),
@@ -130,6 +138,13 @@ impl Worker {
     #[inline]
     pub(crate) fn stats(&self) -> &WorkerStats {
         &self.shared.workers[self.index]
+    }
+
+    /// Counts an answer that has no request of which there is a record.
+    pub(crate) fn refused(&self, reason: Reason) {
+        let stats = self.stats();
+        stats.codes[usize::from(reason.status().as_u16())].add(1);
+        stats.reasons[reason as usize].add(1);
     }
 
     /// Reads the newest table.

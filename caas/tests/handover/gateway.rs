@@ -7,6 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject as _;
@@ -64,6 +65,13 @@ fn connect(port: u16) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
+/// Whether neither a byte nor the end has come.
+fn quiet(stream: &TcpStream) -> bool {
+    let look = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0; 1]));
+    let _ = stream.set_nonblocking(false);
+    matches!(look, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
 fn request(mut stream: impl Read + Write) -> Result<(), String> {
     let request = b"GET / HTTP/1.1\r\nHost: hello.test\r\nConnection: close\r\n\r\n";
     stream.write_all(request).map_err(|e| format!("write: {e}"))?;
@@ -109,6 +117,34 @@ impl Doors {
     /// One request on a connection of its own.
     pub(crate) fn plain(&self) -> Result<(), String> {
         request(connect(self.http)?).map_err(|e| format!("http: {e}"))
+    }
+
+    /// One request after the other, with pauses, on connections that are kept until the gateway ends them; `served` counts them.
+    pub(crate) fn keep(&self, pause: Duration, stop: &AtomicBool, served: &AtomicU64) -> Result<(), String> {
+        while !stop.load(Ordering::Relaxed) {
+            let mut stream = connect(self.http)?;
+            // What was closed between two requests, every client has to expect.
+            while quiet(&stream) && !stop.load(Ordering::Relaxed) {
+                let request = b"GET / HTTP/1.1\r\nHost: hello.test\r\n\r\n";
+                stream.write_all(request).map_err(|e| format!("kept: write: {e}"))?;
+                let (mut answer, mut buffer) = (Vec::new(), [0; 4_096]);
+                while !answer.ends_with(b"\r\n\r\nok") {
+                    match stream.read(&mut buffer) {
+                        Ok(n @ 1..) => answer.extend_from_slice(&buffer[..n]),
+                        other => return Err(format!("kept, pauses of {pause:?}: {other:?} after {answer:?}")),
+                    }
+                }
+                served.fetch_add(1, Ordering::Relaxed);
+                if String::from_utf8_lossy(&answer)
+                    .to_ascii_lowercase()
+                    .contains("connection: close")
+                {
+                    break;
+                }
+                std::thread::park_timeout(pause);
+            }
+        }
+        Ok(())
     }
 
     /// The same with a handshake.

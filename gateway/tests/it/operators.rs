@@ -221,3 +221,38 @@ async fn the_sums_of_the_counters_are_the_requests_sent() {
     assert_eq!(sum("app_endpoints", "app=\"hello\""), 3.0);
     assert_eq!(sum("app_endpoints", "state=\"left_out\""), 2.0, "{page}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_without_a_request_count_too() {
+    let app = Recorder::start("app").await;
+    let config = gateway::Config {
+        header_timeout_ms: 100,
+        max_head_bytes: 200_000,
+        buffer_bytes: 200_000,
+        max_connections_per_client: 1,
+        ..config()
+    };
+    let gateway = Gateway::hello_with(config, &[app.at], AppConfig::default()).await;
+    let long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000));
+    let large = format!("GET / HTTP/1.1\r\nA: {}\r\n\r\n", "a".repeat(200_000));
+    for (sent, code, reason) in [
+        ("GET\x01 / HTTP/1.1\r\n\r\n", 400, "bad_head"),
+        (long.as_str(), 414, "target_too_long"),
+        (large.as_str(), 431, "head_too_large"),
+        ("GET / HTTP/1.1\r\nHost:", 408, "request_timeout"),
+    ] {
+        let answer = gateway.send(sent).await;
+        assert_eq!(answer.status, code, "{reason}");
+        let status = format!("caas_gateway_responses_total{{code=\"{code}\"}}");
+        gateway.reaches(&status, 1.0).await;
+        let own = format!("caas_gateway_own_answers_total{{reason=\"{reason}\"}}");
+        gateway.reaches(&own, 1.0).await;
+        gateway.reaches("caas_gateway_connections", 0.0).await;
+    }
+    let _held = tokio::net::TcpStream::connect(gateway.http).await.unwrap();
+    let refused = gateway.send("").await;
+    assert_eq!((refused.status, refused.reason()), (503, "too_many_connections"));
+    gateway.reaches("caas_gateway_responses_total{code=\"503\"}", 1.0).await;
+    let own = "caas_gateway_own_answers_total{reason=\"too_many_connections\"}";
+    gateway.reaches(own, 1.0).await;
+}

@@ -1,5 +1,8 @@
 //! Stopping without losing anybody's request.
 
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -163,4 +166,137 @@ async fn the_drain_time_is_kept() {
     let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut rest))
         .await
         .expect("closed");
+}
+
+/// What clients that keep their connections share.
+#[derive(Default)]
+struct Crowd {
+    at: Mutex<Option<SocketAddr>>,
+    stop: AtomicBool,
+    answered: AtomicUsize,
+    lost: Mutex<Vec<String>>,
+}
+
+impl Crowd {
+    /// One client: a request, a pause, and so on; `status` is what it is answered.
+    async fn client(self: Arc<Self>, text: String, status: u16, pause: Duration) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let at = self.at.lock().unwrap().expect("somebody serves");
+            let Ok(mut stream) = TcpStream::connect(at).await else {
+                self.lost.lock().unwrap().push(format!("{pause:?}: not connected"));
+                return;
+            };
+            let mut asked = 0;
+            while !self.stop.load(Ordering::Relaxed) {
+                if asked > 0
+                    && !matches!(stream.try_read(&mut [0; 1]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+                {
+                    // It was closed between two requests, which every client has to expect.
+                    break;
+                }
+                let written = stream.write_all(text.as_bytes()).await;
+                let mut got = Vec::new();
+                let whole = async {
+                    loop {
+                        let answer = Answer::parse(&got);
+                        let length: Option<usize> = answer.header("content-length").and_then(|l| l.parse().ok());
+                        if length == Some(answer.body.len()) {
+                            return Some(answer);
+                        }
+                        if !matches!(stream.read_buf(&mut got).await, Ok(1..)) {
+                            return None;
+                        }
+                    }
+                };
+                match tokio::time::timeout(LIMIT, whole).await {
+                    Ok(Some(answer)) if answer.status == status => {
+                        self.answered.fetch_add(1, Ordering::Relaxed);
+                        if answer.header("connection") == Some("close") {
+                            break;
+                        }
+                    }
+                    other => {
+                        let line = format!("{pause:?}, request {asked}: {written:?} {other:?}");
+                        self.lost.lock().unwrap().push(line);
+                        break;
+                    }
+                }
+                asked += 1;
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_keep_their_connections_lose_no_request() {
+    let app = Recorder::start("app").await;
+    let parking = gateway::Config {
+        park_after_ms: 200,
+        ..config()
+    };
+    let old = Gateway::hello_with(parking.clone(), &[app.at], model::AppConfig::default()).await;
+    let new = Gateway::hello_with(parking, &[app.at], model::AppConfig::default()).await;
+    let crowd = Arc::<Crowd>::default();
+    *crowd.at.lock().unwrap() = Some(old.http);
+    let post = "POST / HTTP/1.1\r\nHost: hello.localhost\r\nContent-Length: 4\r\n\r\nbody";
+    let nobody = "GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n";
+    let clients: Vec<_> = (0..80)
+        .map(|i| {
+            let pause = Duration::from_millis([0, 1, 7, 60, 300, 1_200][i % 6]);
+            let (text, status) = if i % 8 == 7 { (nobody, 404) } else { (post, 200) };
+            tokio::spawn(Arc::clone(&crowd).client(text.to_owned(), status, pause))
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    // As a balancer does it: new connections go elsewhere, then the old one stops.
+    *crowd.at.lock().unwrap() = Some(new.http);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let before = crowd.answered.load(Ordering::Relaxed);
+    old.shutdown.cancel();
+    tokio::time::timeout(LIMIT, old.task).await.unwrap().unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    crowd.stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let lost = crowd.lost.lock().unwrap().clone();
+    let answered = crowd.answered.load(Ordering::Relaxed);
+    assert!(lost.is_empty(), "{} of {answered} lost: {lost:#?}", lost.len());
+    assert!(answered > before + 100, "{answered} after {before}");
+    assert!(app.junk.lock().unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_answer_says_so() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    let mut clients = Vec::new();
+    for text in [
+        "GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "GET / HTTP/1.0\r\nHost: hello.localhost\r\nConnection: keep-alive\r\n\r\n",
+    ] {
+        let mut client = TcpStream::connect(gateway.http).await.unwrap();
+        // Half a request does not lose the other half.
+        let (first, rest) = text.split_at(10);
+        client.write_all(first.as_bytes()).await.unwrap();
+        clients.push((client, rest));
+    }
+    gateway.reaches("caas_gateway_connections", 4.0).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gateway.shutdown.cancel();
+    while TcpStream::connect(gateway.http).await.is_ok() {}
+    tokio::time::sleep(Duration::from_millis(1_200)).await;
+    for (client, rest) in &mut clients {
+        client.write_all(rest.as_bytes()).await.unwrap();
+        let mut got = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, client.read_to_end(&mut got)).await;
+        ended.expect("closed").unwrap();
+        let answer = Answer::parse(&got);
+        assert!(answer.status > 0, "{rest}");
+        let said: Vec<_> = answer.head.lines().filter(|l| l.starts_with("connection:")).collect();
+        assert_eq!(said, ["connection: close"], "{rest}");
+    }
 }

@@ -67,14 +67,6 @@ async fn lengthy(length: usize) -> SocketAddr {
     at
 }
 
-/// Polls until the metric is as it should be.
-async fn reaches(gateway: &Gateway, metric: &str, value: f64) {
-    let deadline = Instant::now() + LIMIT;
-    while gateway.metric(metric).await != value {
-        assert!(Instant::now() < deadline, "{metric} becomes {value}");
-    }
-}
-
 /// Reads one answer with a length; what comes behind it stays in `buffer`.
 async fn read_answer(stream: &mut (impl AsyncRead + Unpin), buffer: &mut Vec<u8>) -> (String, Vec<u8>) {
     let reading = async {
@@ -107,7 +99,7 @@ async fn stalls_and_goes_on(gateway: &Gateway, mut client: impl AsyncRead + Asyn
     let mut first = [0; 100];
     client.read_exact(&mut first).await.unwrap();
     // The app has said everything; what the sockets do not hold the gateway does.
-    reaches(gateway, IN_FLIGHT, 0.0).await;
+    gateway.reaches(IN_FLIGHT, 0.0).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     client.write_all(&ask("/short")).await.unwrap();
     client.flush().await.unwrap();
@@ -118,7 +110,7 @@ async fn stalls_and_goes_on(gateway: &Gateway, mut client: impl AsyncRead + Asyn
     assert_eq!(read_answer(&mut client, &mut buffer).await.1, b"short");
     // The connection is as good as new, also after it was parked.
     for _ in 0..2 {
-        reaches(gateway, "caas_gateway_connections_parked", 1.0).await;
+        gateway.reaches("caas_gateway_connections_parked", 1.0).await;
         client.write_all(&ask("/short")).await.unwrap();
         client.flush().await.unwrap();
         assert_eq!(read_answer(&mut client, &mut buffer).await.1, b"short");
@@ -137,7 +129,7 @@ async fn the_tail_of_an_answer_waits_for_a_client_that_stalls() {
     };
     let gateway = Gateway::hello_with(parking, &[lengthy(length).await], AppConfig::default()).await;
     stalls_and_goes_on(&gateway, narrow(gateway.http).await, length).await;
-    reaches(&gateway, OPEN, 0.0).await;
+    gateway.reaches(OPEN, 0.0).await;
     let stream = narrow(gateway.https.unwrap()).await;
     let client = authority.browser().over(stream, "hello.localhost").await.unwrap();
     stalls_and_goes_on(&gateway, client, length).await;
@@ -160,8 +152,8 @@ async fn a_tail_that_nobody_takes_is_given_up_as_the_rest_of_an_answer_is() {
         let ask = format!("GET /long HTTP/1.1\r\nHost: hello.localhost\r\n{ends}\r\n");
         client.write_all(ask.as_bytes()).await.unwrap();
         let start = Instant::now();
-        reaches(&gateway, OPEN, 1.0).await;
-        reaches(&gateway, OPEN, 0.0).await;
+        gateway.reaches(OPEN, 1.0).await;
+        gateway.reaches(OPEN, 0.0).await;
         assert!(start.elapsed() >= Duration::from_millis(900), "{:?}", start.elapsed());
         let mut got = Vec::new();
         let _ = tokio::time::timeout(LIMIT, client.read_to_end(&mut got))
@@ -408,6 +400,24 @@ async fn an_app_that_answers_early_and_reads_no_more_holds_nothing() {
         assert_eq!(crate::http2_support::finish(response).await.unwrap().status(), 200);
         let left = tokio::time::timeout(LIMIT, ends.recv()).await;
         left.expect("the endpoint is left").unwrap();
-        reaches(&gateway, IN_FLIGHT, 0.0).await;
+        gateway.reaches(IN_FLIGHT, 0.0).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_uploads_fast_reads_why_it_was_refused() {
+    let app = Recorder::start("app").await;
+    let small = gateway::Config {
+        max_body_bytes: 1_000,
+        ..config()
+    };
+    let gateway = Gateway::hello_with(small, &[app.at], AppConfig::default()).await;
+    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    // It looks for an answer once it has said everything.
+    let sent = tokio::time::timeout(LIMIT, client.write_all(&upload(3 * LARGE))).await;
+    sent.expect("taken").expect("not reset");
+    let mut buffer = Vec::new();
+    let (head, _) = read_answer(&mut client, &mut buffer).await;
+    assert!(head.starts_with("http/1.1 413"), "{head}");
+    assert_eq!(client.read_buf(&mut buffer).await.unwrap(), 0);
 }

@@ -229,6 +229,14 @@ impl Gateway {
             .find_map(|l| l.strip_prefix(line).and_then(|rest| rest.trim().parse().ok()))
             .unwrap_or(0.0)
     }
+
+    /// Polls until the metric is this.
+    pub(crate) async fn reaches(&self, metric: &str, value: f64) {
+        let deadline = Instant::now() + LIMIT;
+        while self.metric(metric).await != value {
+            assert!(Instant::now() < deadline, "{metric} is {value}");
+        }
+    }
 }
 
 /// Sends bytes and reads until the other side closes, at most [`LIMIT`].
