@@ -145,6 +145,7 @@ async fn deploy(store: &dyn Store, id: AppId) -> Arc<App> {
             last_release: 1,
             restart_before: None,
             canary: None,
+            way_back: None,
             config: AppConfig::default(),
             operation: None,
             placements: 0,

@@ -140,7 +140,9 @@ async fn engine_pulls_from_a_private_registry() {
     }
 
     // By digest, once.
+    assert_eq!(engine.image_present(&image).await, Ok(false));
     assert_eq!(engine.image_pull(&image, right.as_ref(), DEADLINE).await, Ok(true));
+    assert_eq!(engine.image_present(&image).await, Ok(true));
     assert_eq!(engine.image_pull(&image, right.as_ref(), DEADLINE).await, Ok(false));
     let f = model::contract::engine::Fixture {
         image: image.clone(),

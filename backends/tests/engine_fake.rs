@@ -156,7 +156,9 @@ async fn images_as_the_registry_answers() {
         assert_eq!(fake.image_digest("a:1", None).await, Err(wanted));
     }
     fake.set_image("a:1", FakeImage::InRegistry);
+    assert_eq!(fake.image_present("a:1").await, Ok(false));
     assert_eq!(fake.image_pull("a:1", None, wait).await, Ok(true));
+    assert_eq!(fake.image_present("a:1").await, Ok(true));
     assert_eq!(fake.image_pull("a:1", None, wait).await, Ok(false));
     assert_eq!(
         fake.image_digest("a:1", None).await,

@@ -29,6 +29,9 @@ pub struct App {
     pub restart_before: Option<Timestamp>,
     /// A second release that runs beside `release` and is given a share of the requests.
     pub canary: Option<Canary>,
+    /// What is given back with `previous_release` when `release` fails. `None`: `release` was fully routed.
+    #[serde(skip)]
+    pub way_back: Option<WayBack>,
     /// How traffic reaches it.
     pub config: AppConfig,
     /// The operation that last changed it.
@@ -42,6 +45,51 @@ pub struct App {
     pub updated_at: Timestamp,
     /// Optimistic lock.
     pub generation: Generation,
+}
+
+/// What an app had before it turned to a release that was not fully routed yet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WayBack {
+    /// Its `previous_release` of then.
+    pub previous_release: u32,
+    /// Its configuration of then; `None`: the present one, which was not changed or which somebody has set since.
+    pub config: Option<AppConfig>,
+    /// Its wanted number of instances of then; `None`: as with `config`.
+    pub instances: Option<u32>,
+}
+
+impl App {
+    /// Whether the release that it is at was fully routed.
+    pub fn is_settled(&self) -> bool {
+        self.release != 0 && self.way_back.is_none()
+    }
+
+    /// Turns to `release`, which has to prove itself. From a release that was fully routed there is a way back.
+    pub fn turn_to(&mut self, release: u32) {
+        if self.is_settled() {
+            self.way_back = Some(WayBack {
+                previous_release: self.previous_release,
+                ..WayBack::default()
+            });
+            self.previous_release = self.release;
+        }
+        self.way_back.get_or_insert_default();
+        self.release = release;
+    }
+
+    /// Returns to `previous_release` and what the app had then.
+    pub fn turn_back(&mut self) {
+        let back = self.way_back.take().unwrap_or_default();
+        self.release = self.previous_release;
+        self.previous_release = back.previous_release;
+        if let Some(config) = back.config {
+            self.config = config;
+        }
+        if let Some(instances) = back.instances {
+            self.instances = instances;
+        }
+    }
 }
 
 /// A second release beside the one that an app is at. As long as there is one, the app's `config.weights` are its

@@ -211,6 +211,9 @@ pub trait Engine: Send + Sync + std::fmt::Debug {
     async fn image_digest(&self, image: &str, credentials: Option<&RegistryCredentials>)
     -> Result<String, EngineError>;
 
+    /// Whether `image` (by digest) is there, so that it need not be pulled (5 s).
+    async fn image_present(&self, image: &str) -> Result<bool, EngineError>;
+
     /// Makes sure that `image` (by digest) is there, pulling it if not, within `deadline`. `true` when it was pulled.
     async fn image_pull(
         &self,

@@ -148,8 +148,10 @@ impl Failure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
-    /// The image could not be pulled.
+    /// The image could not be pulled: it does not exist, or the registry denies it.
     PullFailed,
+    /// The registry of the image could not be reached from the host.
+    RegistryUnreachable,
     /// The engine refused to create or start the container.
     LaunchFailed,
     /// The leased host port was taken by something else.

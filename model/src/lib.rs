@@ -29,7 +29,7 @@ pub mod store;
 pub mod time;
 pub mod vanish;
 
-pub use app::{App, AppStatus, Canary, Release};
+pub use app::{App, AppStatus, Canary, Release, WayBack};
 pub use certificate::{Certificate, CertificateSource, SealedCertificate};
 pub use config::AppConfig;
 pub use event::{Event, EventKind, NewEvent};

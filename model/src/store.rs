@@ -161,6 +161,13 @@ pub const PORT_REST: Duration = Duration::from_secs(600);
 /// released first: a gateway may be cut off from the registry for longer than the rest.
 pub const PORT_SPARED: Duration = Duration::from_secs(24 * 3_600);
 
+/// Failures younger than this hold up the next try, so that failed instances are not forgotten before, as long as an app has no
+/// more than [`FAILURES_MOST`] of them.
+pub const FAILURES_KEPT: Duration = Duration::from_secs(3_600);
+
+/// See [`FAILURES_KEPT`]: with 1,000 instances the longest pause is reached after 16,000 failures.
+pub const FAILURES_MOST: u32 = 20_000;
+
 /// Whether an app row is expected, and in which generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
@@ -454,7 +461,7 @@ pub trait Store: InstanceStore + OrderStore {
     /// no change of the instance.
     async fn figures_put(&self, figures: &[(InstanceId, Figures)]) -> Result<(), StoreError>;
 
-    /// Deletes released instances beyond the newest `keep` of each app, figures of instances that hold nothing, events
+    /// Deletes released instances beyond the newest `keep` of each app (failed ones: see [`FAILURES_KEPT`]), figures of instances that hold nothing, events
     /// and final operations older than `events_before` (not the last one of an app), idempotency keys older than 24 h,
     /// claims that have run out and rests that have ended; a bounded number at a time. How many rows went; 0: nothing is
     /// left to do.
@@ -553,12 +560,13 @@ pub trait Store: InstanceStore + OrderStore {
 /// What the converger writes on an app's row (the intent stays the API's).
 #[derive(Clone, Debug, PartialEq)]
 pub enum AppSettle {
-    /// A deploy succeeded: `release` is the one to return to.
+    /// A deploy succeeded: `release` is proven, and nothing is given back any more.
     Routed {
         /// The release that is fully routed.
         release: u32,
     },
-    /// A deploy failed: the app returns to this release.
+    /// A deploy failed: the app returns to this release and what it had then ([`App::turn_back`]). Domains and the port at the
+    /// gateways that others have taken meanwhile stay theirs.
     RolledBack {
         /// The release to which it returns.
         to: u32,

@@ -201,6 +201,7 @@ async fn deployed(store: &dyn Store, id: &AppId, now: Timestamp) -> Generation {
         last_release: 1,
         restart_before: None,
         canary: None,
+        way_back: None,
         config: AppConfig::default(),
         operation: Some(operation.id.clone()),
         placements: 0,

@@ -160,6 +160,7 @@ pub(crate) mod tests {
             last_release: 1,
             restart_before: None,
             canary: None,
+            way_back: None,
             config: AppConfig::default(),
             operation: None,
             placements: 0,

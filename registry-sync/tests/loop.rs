@@ -119,6 +119,7 @@ impl Bed {
                 last_release: 1,
                 restart_before: None,
                 canary: None,
+                way_back: None,
                 config: AppConfig::default(),
                 operation: Some(operation.id.clone()),
                 placements: 0,

@@ -53,7 +53,7 @@ pub(crate) fn begin(app: &mut App, situation: &Situation<'_>, new: &NewCanary) -
             OperationKind::Deploy | OperationKind::Rollback | OperationKind::Promote
         )
     });
-    let Some(beside) = new.beside.clone().filter(|_| situation.settled && !taking_over) else {
+    let Some(beside) = new.beside.clone().filter(|_| app.is_settled() && !taking_over) else {
         return Err(Refusal::NothingBeside(app.id.clone()));
     };
     if beside == new.version {
@@ -99,17 +99,14 @@ pub(crate) fn share(app: &mut App, percent: u32) -> Result<String, Refusal> {
 /// The canary of `app` becomes what the app is at. The shares go at once: while one version's instances take over from
 /// the other's, each instance is given as much as any other, so that neither the first new ones nor the last old ones
 /// get a whole version's share.
-pub(crate) fn promote(app: &mut App, settled: bool) -> Result<String, Refusal> {
+pub(crate) fn promote(app: &mut App) -> Result<String, Refusal> {
     running(app)?;
     let canary = of(app)?;
     let message = format!(
         "promote the canary of {}: from release {} to {}",
         app.id, app.release, canary.release
     );
-    if settled {
-        app.previous_release = app.release;
-    }
-    app.release = canary.release;
+    app.turn_to(canary.release);
     app.canary = None;
     app.config.weights.clear();
     Ok(message)
@@ -130,7 +127,7 @@ mod tests {
     use model::{AppStatus, Operation, OperationState};
 
     use super::*;
-    use crate::intent::tests::{NOW, app_at, at, deploy, id};
+    use crate::intent::tests::{NOW, app_at, at, deploy, id, unproven};
     use crate::intent::{Change, blank_operation, decide};
 
     fn canary(version: &str, instances: u32, percent: u32) -> Change {
@@ -152,14 +149,14 @@ mod tests {
     fn with_canary() -> App {
         let id = id();
         let app = app_at(3, 3);
-        decide(&at(&id, Some(&app), true), &canary("2", 2, 5)).unwrap().app
+        decide(&at(&id, Some(&app)), &canary("2", 2, 5)).unwrap().app
     }
 
     #[test]
     fn a_canary_begins_beside_the_present_release() {
         let id = id();
         let app = app_at(3, 3);
-        let draft = decide(&at(&id, Some(&app), true), &canary("2", 2, 5)).unwrap();
+        let draft = decide(&at(&id, Some(&app)), &canary("2", 2, 5)).unwrap();
         assert_eq!(
             (draft.app.release, draft.app.previous_release, draft.app.last_release),
             (3, 3, 4)
@@ -176,37 +173,34 @@ mod tests {
     fn a_canary_is_refused_where_it_makes_no_sense() {
         let id = id();
         let app = app_at(3, 3);
-        let refusal = |app: &App, settled, change: &Change| decide(&at(&id, Some(app), settled), change).unwrap_err();
+        let refusal = |app: &App, change: &Change| decide(&at(&id, Some(app)), change).unwrap_err();
         let nothing = Refusal::NothingBeside(id.clone());
         assert_eq!(
-            refusal(&app, false, &canary("2", 1, 5)),
+            refusal(&unproven(&app), &canary("2", 1, 5)),
             nothing,
             "a deploy has not come through"
         );
         let same = Refusal::SameVersion(id.clone(), "1".parse().unwrap());
-        assert_eq!(refusal(&app, true, &canary("1", 1, 5)), same);
+        assert_eq!(refusal(&app, &canary("1", 1, 5)), same);
         for percent in [0, 101] {
-            assert_eq!(refusal(&app, true, &canary("2", 1, percent)), Refusal::Share(percent));
+            assert_eq!(refusal(&app, &canary("2", 1, percent)), Refusal::Share(percent));
         }
-        assert_eq!(refusal(&app, true, &canary("2", 1_001, 5)), Refusal::TooMany(1_001));
+        assert_eq!(refusal(&app, &canary("2", 1_001, 5)), Refusal::TooMany(1_001));
         let mut stopped = app.clone();
         stopped.status = AppStatus::Stopped;
-        assert_eq!(
-            refusal(&stopped, true, &canary("2", 1, 5)),
-            Refusal::Stopped(id.clone())
-        );
+        assert_eq!(refusal(&stopped, &canary("2", 1, 5)), Refusal::Stopped(id.clone()));
         for change in [Change::Share(5), Change::Promote, Change::Abort] {
-            assert_eq!(refusal(&app, true, &change), Refusal::NoCanary(id.clone()));
+            assert_eq!(refusal(&app, &change), Refusal::NoCanary(id.clone()));
         }
         let has = Refusal::HasCanary(id.clone(), 4);
         for change in [canary("9", 1, 5), deploy("9", None), Change::Rollback(1)] {
-            assert_eq!(refusal(&with_canary(), true, &change), has, "{change:?}");
+            assert_eq!(refusal(&with_canary(), &change), has, "{change:?}");
         }
         let deploying = Operation {
             release: Some(3),
             ..blank_operation(OperationKind::Deploy, NOW)
         };
-        let mut situation = at(&id, Some(&app), true);
+        let mut situation = at(&id, Some(&app));
         situation.open = Some(&deploying);
         assert_eq!(decide(&situation, &canary("2", 1, 5)).unwrap_err(), nothing);
     }
@@ -215,48 +209,46 @@ mod tests {
     fn its_share_is_changed_and_survives_another_configuration() {
         let id = id();
         let app = with_canary();
-        let more = decide(&at(&id, Some(&app), true), &Change::Share(50)).unwrap();
+        let more = decide(&at(&id, Some(&app)), &Change::Share(50)).unwrap();
         assert_eq!(shares(&more.app), [("1".into(), 50), ("2".into(), 50)]);
         assert_eq!(more.operation.state, OperationState::Succeeded);
         for percent in [0, 101] {
-            let refused = decide(&at(&id, Some(&app), true), &Change::Share(percent));
+            let refused = decide(&at(&id, Some(&app)), &Change::Share(percent));
             assert_eq!(refused, Err(Refusal::Share(percent)));
         }
-        let configured = decide(&at(&id, Some(&more.app), true), &Change::Configure(Box::default())).unwrap();
+        let configured = decide(&at(&id, Some(&more.app)), &Change::Configure(Box::default())).unwrap();
         assert_eq!(configured.app.config.weights, more.app.config.weights);
-        let scaled = decide(&at(&id, Some(&more.app), true), &Change::Scale(7)).unwrap().app;
+        let scaled = decide(&at(&id, Some(&more.app)), &Change::Scale(7)).unwrap().app;
         assert_eq!((scaled.instances, scaled.canary), (7, more.app.canary));
     }
 
     #[test]
     fn a_promoted_canary_is_the_release_and_the_old_one_the_way_back() {
         let id = id();
-        let draft = decide(&at(&id, Some(&with_canary()), true), &Change::Promote).unwrap();
+        let draft = decide(&at(&id, Some(&with_canary())), &Change::Promote).unwrap();
         assert_eq!((draft.app.release, draft.app.previous_release), (4, 3));
         assert_eq!((draft.app.canary.as_ref(), draft.app.config.weights.len()), (None, 0));
         assert_eq!(
             (draft.operation.kind, draft.operation.release),
             (OperationKind::Promote, Some(4))
         );
-        decide(&at(&id, Some(&draft.app), false), &deploy("9", None)).unwrap();
+        decide(&at(&id, Some(&draft.app)), &deploy("9", None)).unwrap();
     }
 
     #[test]
     fn an_aborted_canary_has_no_share_until_it_is_gone() {
         let id = id();
-        let aborted = decide(&at(&id, Some(&with_canary()), true), &Change::Abort)
-            .unwrap()
-            .app;
+        let aborted = decide(&at(&id, Some(&with_canary())), &Change::Abort).unwrap().app;
         assert_eq!(shares(&aborted), [("1".into(), 100), ("2".into(), 0)]);
         assert!(aborted.canary.as_ref().unwrap().leaves());
         for change in [Change::Share(5), Change::Promote, Change::Abort] {
-            let refused = decide(&at(&id, Some(&aborted), true), &change);
+            let refused = decide(&at(&id, Some(&aborted)), &change);
             assert_eq!(refused, Err(Refusal::NoCanary(id.clone())));
         }
         // It holds up nothing: what comes next takes its place.
-        let next = decide(&at(&id, Some(&aborted), true), &deploy("9", None)).unwrap().app;
+        let next = decide(&at(&id, Some(&aborted)), &deploy("9", None)).unwrap().app;
         assert_eq!((next.release, next.canary, next.config.weights.len()), (5, None, 0));
-        let next = decide(&at(&id, Some(&aborted), true), &canary("9", 1, 7)).unwrap().app;
+        let next = decide(&at(&id, Some(&aborted)), &canary("9", 1, 7)).unwrap().app;
         assert_eq!(shares(&next), [("1".into(), 93), ("9".into(), 7)]);
     }
 
@@ -268,7 +260,7 @@ mod tests {
             release: Some(4),
             ..blank_operation(OperationKind::Canary, NOW)
         };
-        let mut situation = at(&id, Some(&app), true);
+        let mut situation = at(&id, Some(&app));
         situation.open = Some(&open);
         for change in [Change::Scale(5), Change::Share(9), Change::Restart] {
             let draft = decide(&situation, &change).unwrap();

@@ -62,8 +62,6 @@ pub(crate) struct Situation<'a> {
     pub(crate) app: Option<&'a App>,
     /// Its operation that is not final, if there is one.
     pub(crate) open: Option<&'a Operation>,
-    /// Its present release was fully routed once.
-    pub(crate) settled: bool,
     /// The present.
     pub(crate) now: Timestamp,
 }
@@ -118,7 +116,7 @@ pub(crate) enum Refusal {
 
 /// What `change` makes of the app in this situation.
 pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft, Refusal> {
-    let Situation { id, now, settled, .. } = *situation;
+    let Situation { id, now, .. } = *situation;
     if let Change::Deploy {
         version,
         digest,
@@ -136,16 +134,25 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             None => new_app(id, now),
         };
         let number = app.last_release + 1;
-        if settled {
-            app.previous_release = app.release;
-        }
-        app.release = number;
-        app.last_release = number;
-        app.instances = checked(instances.unwrap_or(app.instances))?;
-        app.config = (**config).clone();
+        let mut config = (**config).clone();
         if app.canary.take().is_some() {
             app.config.weights.clear();
+            config.weights.clear();
         }
+        app.turn_to(number);
+        app.last_release = number;
+        let instances = checked(instances.unwrap_or(app.instances))?;
+        // Of several deploys in a row that did not come through, the first one found what is given back.
+        if let Some(back) = &mut app.way_back {
+            if back.config.is_none() && config != app.config {
+                back.config = Some(app.config.clone());
+            }
+            if back.instances.is_none() && instances != app.instances {
+                back.instances = Some(app.instances);
+            }
+        }
+        app.config = config;
+        app.instances = instances;
         app.status = AppStatus::Running;
         let release = Release {
             app: id.clone(),
@@ -172,6 +179,9 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         Change::Deploy { .. } => unreachable!("answered above"),
         Change::Scale(instances) => {
             app.instances = checked(*instances)?;
+            if let Some(back) = &mut app.way_back {
+                back.instances = None;
+            }
             let from = current.instances;
             // A deploy on its way goes on with the new number: it must not lose its way back.
             let operation = going_on(situation, OperationKind::Scale, false);
@@ -203,13 +213,13 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             if *release == current.release && current.status == AppStatus::Running {
                 return Err(Refusal::AlreadyAt(id.clone(), *release));
             }
-            if settled {
-                app.previous_release = current.release;
+            // What has not proved itself is left with all that it brought.
+            if app.release != *release && !app.is_settled() && app.previous_release != 0 {
+                app.turn_back();
             }
-            if app.previous_release == *release {
-                app.previous_release = 0;
+            if app.release != *release {
+                app.turn_to(*release);
             }
-            app.release = *release;
             app.status = AppStatus::Running;
             let operation = operation(id, OperationKind::Rollback, Some(*release), now);
             let from = current.release;
@@ -221,6 +231,9 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         }
         Change::Configure(config) => {
             app.config = (**config).clone();
+            if let Some(back) = &mut app.way_back {
+                back.config = None;
+            }
             // Its shares are the canary's own.
             if let Some(canary) = &app.canary {
                 app.config.weights = canary.weights();
@@ -247,7 +260,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             (operation, message)
         }
         Change::Promote => {
-            let message = canary::promote(&mut app, settled)?;
+            let message = canary::promote(&mut app)?;
             let operation = operation(id, OperationKind::Promote, Some(app.release), now);
             (operation, message)
         }
@@ -295,6 +308,7 @@ fn new_app(id: &AppId, now: Timestamp) -> App {
         last_release: 0,
         restart_before: None,
         canary: None,
+        way_back: None,
         config: AppConfig::default(),
         operation: None,
         placements: 0,
@@ -373,182 +387,4 @@ pub(crate) fn blank_operation(kind: OperationKind, now: Timestamp) -> Operation 
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) const NOW: Timestamp = Timestamp::from_millis(1_000_000);
-
-    pub(crate) fn id() -> AppId {
-        "hello".parse().unwrap()
-    }
-
-    pub(crate) fn deploy(version: &str, instances: Option<u32>) -> Change {
-        Change::Deploy {
-            version: version.parse().unwrap(),
-            digest: "sha256:0".into(),
-            spec: Box::default(),
-            config: Box::default(),
-            instances,
-        }
-    }
-
-    pub(crate) fn at<'a>(id: &'a AppId, app: Option<&'a App>, settled: bool) -> Situation<'a> {
-        Situation {
-            id,
-            app,
-            open: None,
-            settled,
-            now: NOW,
-        }
-    }
-
-    /// The app after deploys of which the last was fully routed.
-    pub(crate) fn app_at(release: u32, previous: u32) -> App {
-        App {
-            release,
-            last_release: release,
-            previous_release: previous,
-            instances: 3,
-            ..new_app(&id(), NOW)
-        }
-    }
-
-    #[test]
-    fn the_first_deploy_makes_the_app() {
-        let id = id();
-        let draft = decide(&at(&id, None, false), &deploy("1", None)).unwrap();
-        assert_eq!(
-            (draft.app.release, draft.app.last_release, draft.app.previous_release),
-            (1, 1, 0)
-        );
-        assert_eq!((draft.app.instances, draft.app.status), (1, AppStatus::Running));
-        assert_eq!(draft.release.unwrap().number, 1);
-        assert_eq!(draft.app.operation, Some(draft.operation.id));
-        assert_eq!(draft.operation.release, Some(1));
-    }
-
-    #[test]
-    fn a_deploy_remembers_the_last_release_that_was_routed() {
-        let id = id();
-        let app = app_at(4, 2);
-        let routed = decide(&at(&id, Some(&app), true), &deploy("5", Some(7))).unwrap();
-        assert_eq!(
-            (routed.app.release, routed.app.previous_release, routed.app.instances),
-            (5, 4, 7)
-        );
-        let never_routed = decide(&at(&id, Some(&app), false), &deploy("5", None)).unwrap();
-        assert_eq!((never_routed.app.previous_release, never_routed.app.instances), (2, 3));
-    }
-
-    #[test]
-    fn a_deploy_starts_a_stopped_app_and_never_a_leaving_one() {
-        let id = id();
-        let mut app = app_at(1, 0);
-        app.status = AppStatus::Stopped;
-        let draft = decide(&at(&id, Some(&app), true), &deploy("1", None)).unwrap();
-        assert_eq!(draft.app.status, AppStatus::Running);
-        app.status = AppStatus::Removing;
-        for change in [deploy("1", None), Change::Scale(1), Change::Start, Change::Remove] {
-            assert_eq!(
-                decide(&at(&id, Some(&app), true), &change),
-                Err(Refusal::Removing(id.clone()))
-            );
-        }
-    }
-
-    #[test]
-    fn nothing_but_a_deploy_makes_an_app() {
-        let id = id();
-        for change in [
-            Change::Scale(1),
-            Change::Restart,
-            Change::Stop,
-            Change::Start,
-            Change::Rollback(1),
-            Change::Remove,
-            Change::Configure(Box::default()),
-        ] {
-            assert_eq!(
-                decide(&at(&id, None, false), &change),
-                Err(Refusal::NoSuchApp(id.clone()))
-            );
-        }
-    }
-
-    #[test]
-    fn instances_are_bounded() {
-        let id = id();
-        let app = app_at(1, 0);
-        let scale = |n| decide(&at(&id, Some(&app), true), &Change::Scale(n));
-        assert_eq!(scale(0).unwrap().app.instances, 0);
-        assert_eq!(scale(1_000).unwrap().app.instances, 1_000);
-        assert_eq!(scale(1_001), Err(Refusal::TooMany(1_001)));
-        assert_eq!(
-            decide(&at(&id, None, false), &deploy("1", Some(u32::MAX))),
-            Err(Refusal::TooMany(u32::MAX))
-        );
-    }
-
-    #[test]
-    fn a_rollback_goes_there_and_the_next_one_back_again() {
-        let id = id();
-        let app = app_at(3, 2);
-        let back = decide(&at(&id, Some(&app), true), &Change::Rollback(2)).unwrap();
-        assert_eq!(
-            (back.app.release, back.app.previous_release, back.app.last_release),
-            (2, 3, 3)
-        );
-        let forth = decide(&at(&id, Some(&back.app), true), &Change::Rollback(3)).unwrap();
-        assert_eq!((forth.app.release, forth.app.previous_release), (3, 2));
-        // From a release that never worked there is no way back to it.
-        let broken = decide(&at(&id, Some(&app), false), &Change::Rollback(2)).unwrap();
-        assert_eq!((broken.app.release, broken.app.previous_release), (2, 0));
-        assert_eq!(
-            decide(&at(&id, Some(&app), true), &Change::Rollback(3)),
-            Err(Refusal::AlreadyAt(id.clone(), 3))
-        );
-    }
-
-    #[test]
-    fn a_deploy_on_its_way_survives_scaling_and_configuring() {
-        let id = id();
-        let app = app_at(4, 3);
-        let mut open = operation(&id, OperationKind::Deploy, Some(4), NOW);
-        open.state = OperationState::Blocked;
-        let situation = Situation {
-            open: Some(&open),
-            ..at(&id, Some(&app), false)
-        };
-        for change in [Change::Scale(9), Change::Configure(Box::default()), Change::Restart] {
-            let draft = decide(&situation, &change).unwrap();
-            assert_eq!(draft.operation.kind, OperationKind::Deploy);
-            assert_eq!(draft.operation.release, Some(4));
-            assert_eq!(draft.operation.state, OperationState::Blocked);
-            assert_ne!(draft.operation.id, open.id);
-        }
-        let stop = decide(&situation, &Change::Stop).unwrap();
-        assert_eq!(stop.operation.kind, OperationKind::Stop);
-    }
-
-    #[test]
-    fn a_configuration_is_done_as_soon_as_it_is_recorded() {
-        let id = id();
-        let app = app_at(1, 0);
-        let draft = decide(&at(&id, Some(&app), true), &Change::Configure(Box::default())).unwrap();
-        assert_eq!(draft.operation.state, OperationState::Succeeded);
-        assert_eq!(draft.app.release, 1);
-    }
-
-    #[test]
-    fn a_stopped_app_is_not_restarted() {
-        let id = id();
-        let mut app = app_at(1, 0);
-        let draft = decide(&at(&id, Some(&app), true), &Change::Restart).unwrap();
-        assert_eq!(draft.app.restart_before, Some(NOW));
-        app.status = AppStatus::Stopped;
-        assert_eq!(
-            decide(&at(&id, Some(&app), true), &Change::Restart),
-            Err(Refusal::Stopped(id.clone()))
-        );
-    }
-}
+pub(crate) mod tests;

@@ -1,6 +1,6 @@
 //! Tokens, registry credentials, settings; the schema's check; and what is thrown away in time.
 
-use model::store::{PORT_SPARED, RegistryCredentials, StoreError, Token};
+use model::store::{FAILURES_KEPT, FAILURES_MOST, PORT_SPARED, RegistryCredentials, StoreError, Token};
 use model::{NewEvent, PlatformId, Timestamp};
 
 use super::apps::KEY_LIFE;
@@ -140,9 +140,11 @@ pub(super) async fn prune(
 ) -> Result<u64, StoreError> {
     at.write(|tx| {
         Box::pin(async move {
-            let released = "SELECT id FROM (SELECT id, ROW_NUMBER() OVER (PARTITION BY app ORDER BY released_at DESC, \
-                id DESC) AS place FROM instances WHERE released_at IS NOT NULL) AS ranked WHERE place > ? LIMIT ?";
-            let mut gone = delete_each(tx, "instances", released, &values![keep, PRUNED]).await?;
+            let released = "SELECT id FROM (SELECT id, state, changed_at, ROW_NUMBER() OVER (PARTITION BY app \
+                ORDER BY released_at DESC, id DESC) AS place FROM instances WHERE released_at IS NOT NULL) AS ranked \
+                WHERE place > ? AND (state <> 'failed' OR changed_at <= ? OR place > ?) LIMIT ?";
+            let values = values![keep, now.minus(FAILURES_KEPT), keep.max(FAILURES_MOST), PRUNED];
+            let mut gone = delete_each(tx, "instances", released, &values).await?;
             let idle = "SELECT id FROM instance_figures WHERE id NOT IN \
                 (SELECT id FROM instances WHERE released_at IS NULL) LIMIT ?";
             gone += delete_each(tx, "instance_figures", idle, &values![PRUNED]).await?;

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, KeyUse, Outcome, StoreError};
-use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, Release, Timestamp};
+use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, PortRange, Release, Timestamp};
 
 use super::database::{Fault, Value, values};
 use super::gateway_ports;
-use super::rows::{self, UsedKey, canary, json, operation_insert, placeholders, runs};
+use super::rows::{self, UsedKey, json, json_or_null, operation_insert, placeholders, runs};
 use super::transaction::{End, Transactions, Tx};
 
 /// How long an `Idempotency-Key` is remembered.
@@ -74,7 +74,7 @@ pub(super) async fn commit(at: &Transactions, intent: &Intent, now: Timestamp) -
             if let Some(taken) = take_domains(tx, &app, before.as_ref()).await? {
                 return Ok(End::Abandon(taken));
             }
-            if let Some(answer) = gateway_ports::settle(tx, &mut app, intent, now).await? {
+            if let Some(answer) = gateway_ports::settle(tx, &mut app, intent.tcp_ports, now).await? {
                 return Ok(End::Abandon(answer));
             }
             if let Some(release) = &intent.release {
@@ -219,7 +219,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
             let sql = format!(
                 "INSERT INTO apps ({}) VALUES {}",
                 <App as rows::Stored>::COLUMNS,
-                placeholders(1, 15)
+                placeholders(1, 16)
             );
             let values = values![
                 &new.id,
@@ -230,7 +230,8 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
                 new.previous_release,
                 new.last_release,
                 new.restart_before,
-                canary(new.canary.as_ref())?,
+                json_or_null(new.canary.as_ref())?,
+                json_or_null(new.way_back.as_ref())?,
                 json(&new.config)?,
                 operation,
                 new.placements,
@@ -246,7 +247,7 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
         }
         Expected::Generation(generation) => {
             let sql = "UPDATE apps SET tenant = ?, status = ?, instances = ?, release_no = ?, previous_release = ?, \
-                last_release = ?, restart_before = ?, canary = ?, config = ?, operation = ?, updated_at = ?, \
+                last_release = ?, restart_before = ?, canary = ?, way_back = ?, config = ?, operation = ?, updated_at = ?, \
                 generation = generation + 1 WHERE id = ? AND generation = ?";
             let values = values![
                 &app.tenant,
@@ -256,7 +257,8 @@ async fn write_app(tx: &mut Tx<'_>, app: &App, intent: &Intent, now: Timestamp) 
                 app.previous_release,
                 app.last_release,
                 app.restart_before,
-                canary(app.canary.as_ref())?,
+                json_or_null(app.canary.as_ref())?,
+                json_or_null(app.way_back.as_ref())?,
                 json(&app.config)?,
                 operation,
                 now,
@@ -349,13 +351,15 @@ pub(super) async fn settle(
             let before = app.clone();
             let message = match change {
                 AppSettle::Routed { release } => {
-                    app.previous_release = *release;
+                    app.way_back = None;
                     format!("release {release} is fully routed")
                 }
                 AppSettle::RolledBack { to } => {
-                    let message = format!("release {} failed: back to release {to}", app.release);
-                    app.release = *to;
-                    message
+                    let failed = app.release;
+                    app.previous_release = *to;
+                    app.turn_back();
+                    let lost = retake(tx, &mut app, &before, now).await?;
+                    format!("release {failed} failed: back to release {to}{lost}")
                 }
                 AppSettle::CanaryFailed { release } => {
                     if let Some(failed) = app.canary.as_mut().filter(|c| c.release == *release) {
@@ -377,12 +381,14 @@ pub(super) async fn settle(
             }
             app.generation = app.generation.next();
             app.updated_at = now;
-            let sql = "UPDATE apps SET release_no = ?, previous_release = ?, canary = ?, config = ?, updated_at = ?, \
-                generation = ? WHERE id = ? AND generation = ?";
+            let sql = "UPDATE apps SET instances = ?, release_no = ?, previous_release = ?, canary = ?, way_back = ?, \
+                config = ?, updated_at = ?, generation = ? WHERE id = ? AND generation = ?";
             let values = values![
+                app.instances,
                 app.release,
                 app.previous_release,
-                canary(app.canary.as_ref())?,
+                json_or_null(app.canary.as_ref())?,
+                json_or_null(app.way_back.as_ref())?,
                 json(&app.config)?,
                 app.updated_at,
                 app.generation.0,
@@ -399,6 +405,27 @@ pub(super) async fn settle(
         })
     })
     .await
+}
+
+/// Takes again what the configuration names that `app` was given back; what others have taken meanwhile is left to them. What
+/// was left, for the event.
+async fn retake(tx: &mut Tx<'_>, app: &mut App, before: &App, now: Timestamp) -> Result<String, Fault> {
+    let mut lost = String::new();
+    if app.config == before.config {
+        return Ok(lost);
+    }
+    while let Some(IntentOutcome::DomainTaken { domain, owner }) = take_domains(tx, app, Some(before)).await? {
+        app.config.domains.retain(|own| *own != domain);
+        lost.push_str(&format!("; {domain} belongs to app {owner} by now"));
+    }
+    let port = app.config.tcp.port;
+    // No range: it asks for the one that it had.
+    let none = PortRange { first: 1, last: 0 };
+    if gateway_ports::settle(tx, app, none, now).await?.is_some() {
+        app.config.tcp.port = 0;
+        lost.push_str(&format!("; port {port} at the gateways is another app's by now"));
+    }
+    Ok(lost)
 }
 
 pub(super) async fn delete(at: &Transactions, id: &AppId, now: Timestamp) -> Result<bool, StoreError> {

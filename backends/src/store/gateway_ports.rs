@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use model::config::Protocol;
-use model::store::{Intent, IntentOutcome, PORT_REST};
-use model::{App, AppId, Timestamp};
+use model::store::{IntentOutcome, PORT_REST};
+use model::{App, AppId, PortRange, Timestamp};
 
 use super::database::{Fault, values};
 use super::rows::{GatewayPort, json};
@@ -14,11 +14,12 @@ use super::transaction::Tx;
 /// How many ports are tried that others take at the same moment, before the transaction starts anew.
 const TRIES: usize = 64;
 
-/// Gives the app, whose row this transaction has written, the port that it is to have; or what is answered instead.
+/// Gives the app, whose row this transaction has written, the port that it is to have, one of `ports` where it asks for none;
+/// or what is answered instead.
 pub(super) async fn settle(
     tx: &mut Tx<'_>,
     app: &mut App,
-    intent: &Intent,
+    ports: PortRange,
     now: Timestamp,
 ) -> Result<Option<IntentOutcome>, Fault> {
     let own = of(tx, &app.id).await?;
@@ -33,7 +34,7 @@ pub(super) async fn settle(
     let port = match (app.config.tcp.port, own) {
         (0, Some(own)) => own,
         (wish, Some(own)) if wish == own => return Ok(None),
-        (0, None) => match choose(tx, &app.id, intent, now).await? {
+        (0, None) => match choose(tx, &app.id, ports, now).await? {
             Some(port) => port,
             None => return Ok(Some(IntentOutcome::NoPort)),
         },
@@ -58,11 +59,11 @@ async fn of(tx: &mut Tx<'_>, app: &AppId) -> Result<Option<u16>, Fault> {
 }
 
 /// Takes the lowest port that is nobody's and does not rest.
-async fn choose(tx: &mut Tx<'_>, app: &AppId, intent: &Intent, now: Timestamp) -> Result<Option<u16>, Fault> {
+async fn choose(tx: &mut Tx<'_>, app: &AppId, ports: PortRange, now: Timestamp) -> Result<Option<u16>, Fault> {
     let rest = "FROM gateway_ports WHERE app IS NOT NULL OR rest_until > ?";
     let rows = tx.list::<GatewayPort>(rest, &values![now]).await?;
     let taken: HashSet<u16> = rows.into_iter().map(|row| row.port).collect();
-    let free = (intent.tcp_ports.first..=intent.tcp_ports.last).filter(|port| !taken.contains(port));
+    let free = (ports.first..=ports.last).filter(|port| !taken.contains(port));
     let mut tried = 0;
     for port in free.take(TRIES) {
         if take(tx, port, app).await?.is_none() {

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use model::store::{RegistryCredentials, StoreError, Token};
 use model::{
-    App, AppId, Canary, Certificate, CertificateOrder, Event, Failure, Figures, Generation, Host, HostName, Instance,
+    App, AppId, Certificate, CertificateOrder, Event, Failure, Figures, Generation, Host, HostName, Instance,
     InstanceId, NewEvent, Operation, Release, SealedCertificate, Timestamp,
 };
 use serde::Serialize;
@@ -154,7 +154,7 @@ fn cut(text: &str, most: usize) -> String {
 
 impl Stored for App {
     const COLUMNS: &'static str = "id, tenant, status, instances, release_no, previous_release, last_release, \
-        restart_before, canary, config, operation, placements, created_at, updated_at, generation";
+        restart_before, canary, way_back, config, operation, placements, created_at, updated_at, generation";
 
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         Ok(Self {
@@ -167,6 +167,7 @@ impl Stored for App {
             last_release: c.int()?,
             restart_before: c.time_or_null()?,
             canary: c.json_or_null()?,
+            way_back: c.json_or_null()?,
             config: c.json()?,
             operation: c.id_or_null()?,
             placements: c.int()?,
@@ -511,14 +512,14 @@ pub(super) fn instance_insert<'a>(instance: &'a Instance, token_hash: &'a str) -
     ])
 }
 
-/// A failure as JSON, if there is one.
-pub(super) fn failure(failure: Option<&Failure>) -> Result<Value<'static>, Fault> {
-    failure.map_or(Ok(Value::Null), json)
+/// A document as JSON, if there is one.
+pub(super) fn json_or_null<T: Serialize>(document: Option<&T>) -> Result<Value<'static>, Fault> {
+    document.map_or(Ok(Value::Null), json)
 }
 
-/// A canary as JSON, if there is one.
-pub(super) fn canary(canary: Option<&Canary>) -> Result<Value<'static>, Fault> {
-    canary.map_or(Ok(Value::Null), json)
+/// A failure as JSON, if there is one.
+pub(super) fn failure(failure: Option<&Failure>) -> Result<Value<'static>, Fault> {
+    json_or_null(failure)
 }
 
 /// All columns of an operation.

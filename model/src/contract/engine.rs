@@ -117,6 +117,7 @@ pub async fn answers(f: &Fixture) {
         .await
         .expect("an image that is there");
     assert!(!pulled, "pulled an image that is there");
+    assert_eq!(f.engine.image_present(&f.image).await, Ok(true));
 }
 
 /// The same launch twice is one container, also when both come at once; another port makes it anew.

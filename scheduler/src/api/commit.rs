@@ -33,7 +33,6 @@ const OPERATIONS_READ: u32 = 100;
 pub(super) struct Look {
     pub(super) app: Option<App>,
     open: Option<Operation>,
-    settled: bool,
 }
 
 impl Look {
@@ -53,19 +52,11 @@ impl Look {
             _ => {}
         }
         let mut open = None;
-        let mut settled = false;
-        if let Some(app) = &app {
-            if let Some(operation) = &app.operation {
-                open = api
-                    .store
-                    .operation_fetch(operation)
-                    .await?
-                    .filter(|o| !o.state.is_final());
-            }
-            // Not merely an operation that succeeded: with no instance wanted it does so without ever having served.
-            settled = app.release != 0 && app.previous_release == app.release;
+        if let Some(operation) = app.as_ref().and_then(|app| app.operation.as_ref()) {
+            let operation = api.store.operation_fetch(operation).await?;
+            open = operation.filter(|o| !o.state.is_final());
         }
-        Ok(Self { app, open, settled })
+        Ok(Self { app, open })
     }
 
     /// The version of the release that it is at.
@@ -81,7 +72,6 @@ impl Look {
             id,
             app: self.app.as_ref(),
             open: self.open.as_ref(),
-            settled: self.settled,
             now,
         };
         Ok(intent::decide(&situation, change)?)

@@ -71,7 +71,8 @@ pub(super) struct App {
     instances: u32,
     /// The release that should run.
     release: u32,
-    /// The release to which a failed deploy returns; 0: none.
+    /// The release to which a failed deploy, or a rollback without a number, returns: the last one that was fully routed
+    /// before the present one. 0: none.
     previous_release: u32,
     /// The highest release number given out.
     last_release: u32,
@@ -345,6 +346,7 @@ pub(super) struct Failure {
 #[schema(rename_all = "snake_case")]
 pub(super) enum FailureCode {
     PullFailed,
+    RegistryUnreachable,
     LaunchFailed,
     PortTaken,
     Exited,

@@ -34,8 +34,12 @@ const RETRY_MOST: Duration = Duration::from_secs(30);
 
 /// What a gate stands before.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Gate {
+pub(super) enum Gate {
     Launch,
+    /// Of one image.
+    PullOf(String),
+    /// From one registry.
+    Pull(String),
     Stop,
     StopOf(AppId),
 }
@@ -45,7 +49,7 @@ enum Gate {
 pub(crate) struct Gates(Mutex<HashMap<(HostName, Gate), Arc<Semaphore>>>);
 
 impl Gates {
-    async fn enter(&self, host: &HostName, gate: Gate, most: usize) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn enter(&self, host: &HostName, gate: Gate, most: usize) -> Option<OwnedSemaphorePermit> {
         let gate = Arc::clone(
             lock(&self.0)
                 .entry((host.clone(), gate))
@@ -60,6 +64,13 @@ impl Gates {
         Some([own, self.enter(host, Gate::Stop, STOPS_PER_HOST).await?])
     }
 
+    /// Waits for the image's turn, so that it is pulled once, then for the registry's, of which `most` images are pulled at once.
+    pub(super) async fn pull(&self, host: &HostName, image: &str, most: usize) -> Option<[OwnedSemaphorePermit; 2]> {
+        let registry = image.split('/').next().unwrap_or_default();
+        let own = self.enter(host, Gate::PullOf(image.to_owned()), 1).await?;
+        Some([own, self.enter(host, Gate::Pull(registry.to_owned()), most).await?])
+    }
+
     /// Forgets the gates that nobody has passed or waits at.
     pub(crate) fn forget_idle(&self) {
         lock(&self.0).retain(|_, gate| Arc::strong_count(gate) > 1);
@@ -71,7 +82,7 @@ impl Gates {
 pub(crate) struct Retries(Mutex<HashMap<InstanceId, (u32, Timestamp)>>);
 
 impl Retries {
-    fn later(&self, id: &InstanceId, now: Timestamp) {
+    pub(super) fn later(&self, id: &InstanceId, now: Timestamp) {
         let mut retries = lock(&self.0);
         let entry = retries.entry(id.clone()).or_insert((0, now));
         let delay = RETRY_FIRST.saturating_mul(1 << entry.0.min(8)).min(RETRY_MOST);
@@ -109,7 +120,7 @@ impl Context {
     }
 
     /// Counts a command to an engine.
-    fn told<T>(&self, command: &str, result: &Result<T, EngineError>) {
+    pub(super) fn told<T>(&self, command: &str, result: &Result<T, EngineError>) {
         let outcome = if result.is_ok() { "ok" } else { "error" };
         self.metrics
             .engine_commands
@@ -133,31 +144,13 @@ impl Context {
 
     /// Pulls, creates and starts the container of a placed instance.
     pub(crate) async fn launch(&self, instance: &Instance, release: &Release, host: &Host) {
-        let Some(_permit) = self
-            .gates
-            .enter(&host.name, Gate::Launch, self.config.launches_per_host)
-            .await
-        else {
-            return;
-        };
         let engine = match self.fleet.engine(host) {
             Ok(engine) => engine,
             Err(error) => return self.again_later(instance, "opening the engine", &error),
         };
-        let image = release.pinned_image();
-        let credentials = match crate::image::credentials_for(&*self.store, &image).await {
-            Ok(credentials) => credentials,
-            Err(_) => return self.retries.later(&instance.id, Timestamp::now()),
+        let Some(_permit) = self.launch_turn(instance, release, host, &*engine).await else {
+            return;
         };
-        let pulled = engine
-            .image_pull(&image, credentials.as_ref(), self.config.pull_deadline())
-            .await;
-        self.told("pull", &pulled);
-        if let Err(error) = pulled {
-            return self.launch_failed(instance, FailureCode::PullFailed, &error).await;
-        }
-        lock(&self.pulled).insert(instance.id.clone());
-        self.fleet.changed.notify_one();
         let spec = self.launch_spec(instance, release, host);
         let launched = engine.launch(&spec).await;
         self.told("launch", &launched);
@@ -201,7 +194,7 @@ impl Context {
         }
     }
 
-    async fn launch_failed(&self, instance: &Instance, code: FailureCode, error: &EngineError) {
+    pub(super) async fn launch_failed(&self, instance: &Instance, code: FailureCode, error: &EngineError) {
         let code = match error {
             EngineError::Unreachable { .. } => return self.again_later(instance, "launching", error),
             EngineError::PortTaken(port) => {
@@ -211,6 +204,7 @@ impl Context {
                 }
                 FailureCode::PortTaken
             }
+            EngineError::RegistryUnreachable { .. } => FailureCode::RegistryUnreachable,
             _ => code,
         };
         warn!(app = %instance.app, instance = %instance.id, host = %instance.host, %error, "the instance could not be launched");

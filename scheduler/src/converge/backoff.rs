@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use model::store::FAILURES_KEPT;
 use model::{App, AppStatus, FailureCode, Instance, InstanceState, Operation, Timestamp};
 
 /// An instance that ran this long was sound: its failure does not count towards the back-off (Diego's rule).
@@ -13,8 +14,8 @@ const AT_ONCE: u32 = 3;
 pub(super) const PORTS_AT_ONCE: u32 = 10;
 const BACKOFF_FIRST: Duration = Duration::from_secs(30);
 const BACKOFF_MOST: Duration = Duration::from_secs(960);
-/// Failures older than this are forgotten.
-const FAILURES_KEPT: Duration = Duration::from_secs(3_600);
+/// A registry that was away is back for all at once, and nothing is wrong with the app.
+const REGISTRY_PAUSE: Duration = Duration::from_secs(30);
 
 /// Delay before the try that follows `tries` failed ones.
 pub(super) fn backoff(tries: u32) -> Duration {
@@ -33,13 +34,24 @@ pub(super) fn counts_as_failure(instance: &Instance) -> bool {
             .is_some_and(|f| matches!(f.code, FailureCode::PortTaken | FailureCode::HostLost))
 }
 
+/// Whether it failed for that reason.
+fn failed_by(instance: &Instance, code: FailureCode) -> bool {
+    instance.state == InstanceState::Failed && instance.failure.as_ref().is_some_and(|f| f.code == code)
+}
+
 /// Whether it found its port taken by something that is not ours.
 pub(super) fn met_a_taken_port(instance: &Instance) -> bool {
-    instance.state == InstanceState::Failed
-        && instance
-            .failure
-            .as_ref()
-            .is_some_and(|f| f.code == FailureCode::PortTaken)
+    failed_by(instance, FailureCode::PortTaken)
+}
+
+/// Whether the registry of its image could not be reached.
+fn missed_the_registry(instance: &Instance) -> bool {
+    failed_by(instance, FailureCode::RegistryUnreachable)
+}
+
+/// Whether it was the image or the container that failed.
+fn is_the_apps_own(instance: &Instance) -> bool {
+    counts_as_failure(instance) && !missed_the_registry(instance)
 }
 
 /// Whether it ran long enough before it failed that the failure says nothing against its release.
@@ -58,7 +70,7 @@ pub(super) fn backoff_until(
     since: Timestamp,
     now: Timestamp,
 ) -> Option<Timestamp> {
-    let until = |counts: fn(&Instance) -> bool, at_once: u32| {
+    let until = |counts: fn(&Instance) -> bool, at_once: u32, most: Duration| {
         let mut failed: Vec<&Instance> = history
             .iter()
             .filter(|i| i.release == release && counts(i))
@@ -68,10 +80,12 @@ pub(super) fn backoff_until(
         let newest = failed.first()?.changed_at;
         let n = failed.iter().take_while(|i| !was_sound(i)).count();
         let rounds = u32::try_from(n).unwrap_or(u32::MAX) / desired.max(1);
-        let delay = backoff(rounds.checked_sub(1 + at_once - AT_ONCE)?);
+        let delay = backoff(rounds.checked_sub(1 + at_once - AT_ONCE)?).min(most);
         (!delay.is_zero()).then(|| newest.plus(delay))
     };
-    until(counts_as_failure, AT_ONCE).max(until(met_a_taken_port, PORTS_AT_ONCE))
+    until(is_the_apps_own, AT_ONCE, BACKOFF_MOST)
+        .max(until(missed_the_registry, AT_ONCE, REGISTRY_PAUSE))
+        .max(until(met_a_taken_port, PORTS_AT_ONCE, BACKOFF_MOST))
 }
 
 /// Until when the next instance of `app` waits for its turn, if some are missing: what [`backoff_until`] says as long as
@@ -136,6 +150,21 @@ mod tests {
         assert_eq!(until(100, 1), Some(NOW.plus(BACKOFF_MOST)));
         assert_eq!(until(2 * PORTS_AT_ONCE + 1, 2), None, "per wanted instance");
         assert_eq!(until(0, 0), None);
+    }
+
+    #[test]
+    fn a_registry_that_is_back_is_asked_soon() {
+        let until = |code, n: u64| {
+            let history: Vec<Instance> = (0..n).map(|i| failed(code, i)).collect();
+            backoff_until(&history, 1, 1, Timestamp::default(), NOW)
+        };
+        assert_eq!(until(FailureCode::RegistryUnreachable, 3), None);
+        assert_eq!(
+            until(FailureCode::RegistryUnreachable, 100),
+            Some(NOW.plus(REGISTRY_PAUSE))
+        );
+        // An image that is not there is another thing.
+        assert_eq!(until(FailureCode::PullFailed, 100), Some(NOW.plus(BACKOFF_MOST)));
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub struct ConvergeConfig {
     pub pull_deadline_s: u64,
     /// Apps that are worked on at once. Default 64.
     pub apps_at_once: usize,
-    /// Containers that are pulled and launched, or stopped, at once on one host. Default 8.
+    /// Containers that are launched or restarted at once on one host, and images that it pulls at once from one registry.
+    /// Default 8.
     pub launches_per_host: usize,
     /// Seconds between two readings of what containers use. Default 10.
     pub stats_interval_s: u64,

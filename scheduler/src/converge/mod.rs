@@ -11,6 +11,7 @@ mod fleet;
 mod hands;
 mod operations;
 mod plan;
+mod pulls;
 mod rollout;
 #[cfg(test)]
 mod tests;
@@ -105,7 +106,7 @@ struct Context {
     gates: apply::Gates,
     retries: apply::Retries,
     tokens: Tokens,
-    pulled: Mutex<HashSet<InstanceId>>,
+    pulls: Mutex<HashMap<InstanceId, pulls::Pull>>,
     /// Releases by app, the app's birth (a new app may bear an old name), and number.
     releases: Mutex<HashMap<(AppId, Timestamp, u32), Arc<Release>>>,
     /// When each app was last claimed successfully.
@@ -175,7 +176,7 @@ pub(crate) async fn run(
         gates: apply::Gates::default(),
         retries: apply::Retries::default(),
         tokens: Tokens::default(),
-        pulled: Mutex::default(),
+        pulls: Mutex::default(),
         releases: Mutex::default(),
         claims: Mutex::default(),
         no_port: Mutex::default(),
@@ -381,7 +382,9 @@ impl Context {
         self.orphans(&snapshot, &instances);
         self.forget_unused(&apps, &instances);
         let mut of_app: HashMap<AppId, Vec<Instance>> = HashMap::new();
-        lock(&self.pulled).retain(|id| instances.iter().any(|i| i.id == *id));
+        let held: HashSet<&InstanceId> = instances.iter().map(|i| &i.id).collect();
+        // One in hand may be younger than this look.
+        lock(&self.pulls).retain(|id, pull| *pull == pulls::Pull::InHand || held.contains(id));
         for instance in instances {
             of_app.entry(instance.app.clone()).or_default().push(instance);
         }

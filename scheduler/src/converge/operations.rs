@@ -1,7 +1,7 @@
 //! Operations: how far the work that somebody asked for is, told purely from where the instances stand, so that it
 //! survives restarts. Nothing decides by the steps; they are for people.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use model::spec::OnFailure;
@@ -13,6 +13,7 @@ use model::{
 
 use super::backoff::{PORTS_AT_ONCE, counts_as_failure, met_a_taken_port};
 use super::plan::{Decision, Shape};
+use super::pulls::Pull;
 
 /// So many failures of the new release, and none that ever served, end an operation.
 const FAILURES_MOST: usize = 3;
@@ -32,8 +33,8 @@ pub(crate) struct Evidence<'a> {
     pub history: Option<&'a [Instance]>,
     /// Why no host fits, if that is what stands in the way.
     pub blocked: Option<&'a [String]>,
-    /// Instances whose image is known to be on its host.
-    pub pulled: &'a HashSet<InstanceId>,
+    /// How far the images of instances are, as far as this process knows.
+    pub pulls: &'a HashMap<InstanceId, Pull>,
     pub now: Timestamp,
 }
 
@@ -66,7 +67,7 @@ fn steps_up(evidence: &Evidence<'_>) -> Vec<Step> {
         .instances
         .iter()
         .filter(of_release)
-        .filter(|i| i.container.is_some() || evidence.pulled.contains(&i.id))
+        .filter(|i| i.container.is_some() || evidence.pulls.get(&i.id) == Some(&Pull::Done))
         .count();
     let pulled = u32::try_from(pulled).unwrap_or(u32::MAX).min(shape.current);
     let mut steps = Vec::new();
@@ -257,6 +258,7 @@ fn judge_up(evidence: &Evidence<'_>) -> Verdict {
     let changed = finish(operation, next, now);
     let deadline = deadline(evidence.spec);
     let since = if changed.is_some() { now } else { operation.updated_at };
+    let since = since.max(last_pull(evidence));
     if operation.state == OperationState::Running && changed.is_none() && now.since(since) >= deadline {
         let why = format!("no progress for {} s: {}", deadline.as_secs(), waiting_for(shape));
         return fail(evidence, operation.clone(), &why);
@@ -270,6 +272,26 @@ fn judge_up(evidence: &Evidence<'_>) -> Verdict {
 
 fn deadline(spec: Option<&ReleaseSpec>) -> Duration {
     Duration::from_secs(u64::from(spec.map_or(120, |s| s.update.deadline_s)))
+}
+
+/// When an image of the wanted release was last being pulled: that alone is progress, however long it takes (each pull has a
+/// deadline of its own).
+fn last_pull(evidence: &Evidence<'_>) -> Timestamp {
+    let own = |i: &&Instance| i.release == evidence.app.release;
+    let held = evidence.instances.iter().filter(own);
+    let known = held.filter_map(|i| match evidence.pulls.get(&i.id)? {
+        Pull::InHand => Some(evidence.now),
+        Pull::Broken(at) => Some(*at),
+        Pull::Done => None,
+    });
+    let failed = failures(evidence, |i| {
+        let code = i.failure.as_ref().map(|f| f.code);
+        matches!(code, Some(FailureCode::PullFailed | FailureCode::RegistryUnreachable))
+    });
+    known
+        .chain(failed.iter().map(|i| i.changed_at))
+        .max()
+        .unwrap_or_default()
 }
 
 fn waiting_for(shape: &Shape) -> String {
@@ -341,7 +363,7 @@ fn fail(evidence: &Evidence<'_>, mut next: Operation, why: &str) -> Verdict {
         kind,
         OperationKind::Deploy | OperationKind::Rollback | OperationKind::Promote
     );
-    let back = brings_release && app.previous_release != 0 && app.previous_release != app.release;
+    let back = brings_release && !app.is_settled() && app.previous_release != 0;
     next.state = OperationState::Failed;
     next.message = if kind == OperationKind::Canary {
         format!("{why}; the canary is taken away")
@@ -374,7 +396,7 @@ fn fail(evidence: &Evidence<'_>, mut next: Operation, why: &str) -> Verdict {
 /// count; else the first one that is not done.
 fn mark_failed(steps: &mut [Step], failure: Option<&Failure>) {
     let name = failure.and_then(|failure| match failure.code {
-        FailureCode::PullFailed => Some("pull"),
+        FailureCode::PullFailed | FailureCode::RegistryUnreachable => Some("pull"),
         FailureCode::LaunchFailed | FailureCode::PortTaken => Some("start"),
         FailureCode::Exited
         | FailureCode::OutOfMemory

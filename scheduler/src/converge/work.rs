@@ -322,7 +322,7 @@ impl Context {
         let Some(operation) = &job.operation else {
             return Verdict::default();
         };
-        let pulled = lock(&self.pulled);
+        let pulls = lock(&self.pulls);
         let evidence = Evidence {
             operation,
             app: &job.app,
@@ -332,7 +332,7 @@ impl Context {
             instances: &job.instances,
             history,
             blocked: blocked.own.as_deref(),
-            pulled: &pulled,
+            pulls: &pulls,
             now: snapshot.now,
         };
         let beside = job.app.canary.as_ref().filter(|c| !c.leaves());

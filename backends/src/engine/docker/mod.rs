@@ -190,6 +190,11 @@ impl Engine for DockerEngine {
         }
     }
 
+    async fn image_present(&self, image: &str) -> Result<bool, EngineError> {
+        body::check_image(image)?;
+        self.has_image(image).await
+    }
+
     async fn image_pull(
         &self,
         image: &str,

@@ -69,6 +69,7 @@ struct State {
     taken: HashSet<u16>,
     images: HashMap<String, FakeImage>,
     launch: Duration,
+    pull: Duration,
     unreachable: bool,
     silent: bool,
     lost_answers: u32,
@@ -245,6 +246,11 @@ impl FakeEngine {
         } else {
             state.taken.remove(&port);
         }
+    }
+
+    /// How long each pull of an image that is not on the host takes from now on.
+    pub fn set_pull_latency(&self, latency: Duration) {
+        self.state().pull = latency;
     }
 
     /// How the registry answers for `image` from now on.

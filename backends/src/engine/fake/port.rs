@@ -54,6 +54,12 @@ impl Engine for FakeEngine {
         }
     }
 
+    async fn image_present(&self, image: &str) -> Result<bool, EngineError> {
+        self.reach(Duration::from_secs(5)).await?;
+        let answer = self.state().images.get(image).copied();
+        Ok(matches!(answer, None | Some(FakeImage::Present)))
+    }
+
     async fn image_pull(
         &self,
         image: &str,
@@ -65,6 +71,14 @@ impl Engine for FakeEngine {
         match answer {
             None | Some(FakeImage::Present) => Ok(false),
             Some(_) => {
+                let latency = self.state().pull;
+                tokio::time::sleep(latency.min(deadline)).await;
+                if latency > deadline {
+                    return Err(EngineError::RegistryUnreachable {
+                        image: image.into(),
+                        message: "no answer in time".into(),
+                    });
+                }
                 self.image_digest(image, credentials).await?;
                 self.set_image(image, FakeImage::Present);
                 Ok(true)

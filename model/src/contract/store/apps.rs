@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::config::Protocol;
 use crate::store::AppSettle;
 
 pub(super) async fn an_app_comes_changes_and_goes((store, other): Handles) {
@@ -209,12 +210,19 @@ pub(super) async fn a_later_operation_supersedes((store, _): Handles) {
         && e.event.message.contains("superseded")));
 }
 
-pub(super) async fn settling_moves_the_way_back((store, _): Handles) {
-    let (app, operation) = committed(&*store, &deploy("hello")).await;
+pub(super) async fn settling_moves_the_way_back((store, other): Handles) {
+    let mut first = deploy("hello");
+    first.app.release = 0;
+    first.app.turn_to(1);
+    let (app, operation) = committed(&*store, &first).await;
+    assert!(!app.is_settled());
     let routed = AppSettle::Routed { release: 1 };
     let settled = store.app_settle(&app, &routed, T).await.expect("an answer");
     let settled = settled.updated().expect("settled");
-    assert_eq!((settled.release, settled.previous_release), (1, 1));
+    assert_eq!(
+        (settled.release, settled.previous_release, settled.is_settled()),
+        (1, 0, true)
+    );
     assert_eq!(settled.generation, app.generation.next());
     assert_eq!(settled.operation, Some(operation.id), "still the intent's operation");
     assert!(
@@ -229,10 +237,11 @@ pub(super) async fn settling_moves_the_way_back((store, _): Handles) {
     assert_eq!(same.as_ref(), Some(&settled), "settled already: nothing changes");
 
     let mut second = change(&settled, OperationKind::Deploy);
-    second.app.release = 2;
+    second.app.turn_to(2);
     second.app.last_release = 2;
     second.release = Some(release(&app.id, 2));
     let (app, _) = committed(&*store, &second).await;
+    assert_eq!(other.app_fetch(&app.id).await.expect("an answer").as_ref(), Some(&app));
     let back = AppSettle::RolledBack { to: 1 };
     let back = store
         .app_settle(&app, &back, T)
@@ -240,13 +249,81 @@ pub(super) async fn settling_moves_the_way_back((store, _): Handles) {
         .expect("an answer")
         .updated()
         .expect("settled");
-    assert_eq!((back.release, back.previous_release, back.last_release), (1, 1, 2));
+    assert_eq!((back.release, back.previous_release, back.last_release), (1, 0, 2));
     let mut missing = back;
     missing.id = app_id("missing");
     assert_eq!(
         store.app_settle(&missing, &routed, T).await.expect("an answer"),
         Outcome::NotFound
     );
+}
+
+pub(super) async fn a_failed_release_gives_back_what_was_there((store, other): Handles) {
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let turned = |app: &App, change_config: &dyn Fn(&mut AppConfig)| {
+        let mut intent = change(app, OperationKind::Deploy);
+        let number = app.last_release + 1;
+        intent.app.turn_to(number);
+        intent.app.last_release = number;
+        intent.release = Some(release(&app.id, number));
+        intent.app.instances = 10;
+        change_config(&mut intent.app.config);
+        if let Some(back) = &mut intent.app.way_back {
+            back.config = Some(app.config.clone());
+            back.instances = Some(app.instances);
+        }
+        intent
+    };
+    let fail = async |app: &App| {
+        let back = AppSettle::RolledBack {
+            to: app.previous_release,
+        };
+        let outcome = store.app_settle(app, &back, T).await.expect("an answer");
+        let row = outcome.updated().expect("nobody else changes it");
+        assert_eq!(other.app_fetch(&row.id).await.expect("an answer").as_ref(), Some(&row));
+        row
+    };
+    // Its domain, its number, and no port.
+    let to_tcp = turned(&app, &|config| {
+        config.domains = vec!["new.example.com".into()];
+        config.protocol = Protocol::Tcp;
+    });
+    let (failing, _) = committed(&*store, &to_tcp).await;
+    assert_ne!(failing.config.tcp.port, 0);
+    let back = fail(&failing).await;
+    assert_eq!((back.instances, &back.config), (app.instances, &app.config));
+    let mut other_app = deploy("other");
+    other_app.app.config.domains = vec!["new.example.com".into()];
+    other_app.app.config.protocol = Protocol::Tcp;
+    other_app.app.config.tcp.port = failing.config.tcp.port;
+    committed(&*store, &other_app).await;
+    let mut thief = deploy("thief");
+    thief.app.config.domains = vec!["hello.example.com".into()];
+    assert!(
+        matches!(
+            store.intent_commit(&thief, T).await,
+            Ok(IntentOutcome::DomainTaken { .. })
+        ),
+        "its own again"
+    );
+
+    // What others have taken meanwhile is theirs.
+    let mut named = change(&back, OperationKind::Configure);
+    named.app.config.protocol = Protocol::Tcp;
+    named.app.config.domains.push("kept.example.com".into());
+    let (named, _) = committed(&*store, &named).await;
+    let port = named.config.tcp.port;
+    let plain = turned(&named, &|config| *config = AppConfig::default());
+    let (failing, _) = committed(&*store, &plain).await;
+    thief.app.config.protocol = Protocol::Tcp;
+    thief.app.config.tcp.port = port;
+    committed(&*store, &thief).await;
+    let back = fail(&failing).await;
+    assert_eq!(back.config.domains, ["kept.example.com"]);
+    assert_eq!((back.config.protocol, back.config.tcp.port), (Protocol::Tcp, 0));
+    let told = store.event_list(0, Some(&app.id), 100).await.expect("an answer");
+    let lost = "hello.example.com belongs to app thief by now";
+    assert!(told.iter().any(|e| e.event.message.contains(lost)), "{told:?}");
 }
 
 pub(super) async fn claims_are_held_renewed_and_lost((store, other): Handles) {

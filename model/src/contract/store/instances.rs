@@ -228,6 +228,36 @@ pub(super) async fn history_is_pruned((store, _): Handles) {
     );
 }
 
+pub(super) async fn failures_are_kept_as_long_as_they_count((store, _): Handles) {
+    add_host(&*store, host("h1", 10_000)).await;
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let picks = (0..30).map(|_| pick("h1", 10)).collect();
+    for (n, instance) in placed(&*store, &app.id, picks, T).await.into_iter().enumerate() {
+        let at = seconds(n as u64);
+        // Half of them crashed, the others were given back.
+        let last = if n % 2 == 0 {
+            let crash = InstanceChange::Failed(failure(FailureCode::Exited));
+            moved(&*store, &instance, crash, at).await
+        } else {
+            instance
+        };
+        moved(&*store, &last, InstanceChange::Stopped, at).await;
+    }
+    let all = InstanceFilter {
+        released_too: true,
+        ..InstanceFilter::held_of(&app.id)
+    };
+    let left = async |now| {
+        while store.history_prune(2, T, now).await.expect("an answer") > 0 {}
+        let left = store.instance_list(&all).await.expect("an answer");
+        let failed = left.iter().filter(|i| i.state == InstanceState::Failed).count();
+        (failed, left.len() - failed)
+    };
+    assert_eq!(left(seconds(60)).await, (15, 1), "the newest two, and what failed");
+    assert_eq!(left(seconds(3_600 + 14)).await, (7, 1), "what failed within the hour");
+    assert_eq!(left(seconds(2 * 3_600)).await, (1, 1));
+}
+
 pub(super) async fn pruning_goes_on_until_nothing_is_left((store, _): Handles) {
     add_host(&*store, host("h1", 4_000_000)).await;
     let (app, _) = committed(&*store, &deploy("hello")).await;

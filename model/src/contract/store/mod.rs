@@ -50,6 +50,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::a_key_is_used_once,
         apps::a_later_operation_supersedes,
         apps::settling_moves_the_way_back,
+        apps::a_failed_release_gives_back_what_was_there,
         apps::claims_are_held_renewed_and_lost,
         apps::a_domain_has_one_app,
         apps::a_canary_is_kept_and_settled,
@@ -63,6 +64,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         instances::illegal_moves_are_refused,
         instances::filters_select,
         instances::history_is_pruned,
+        instances::failures_are_kept_as_long_as_they_count,
         instances::pruning_goes_on_until_nothing_is_left,
         instances::figures_are_kept_quietly,
         instances::when_beats_are_received_is_kept_quietly,
@@ -217,6 +219,7 @@ pub fn deploy(id: &str) -> Intent {
             last_release: 1,
             restart_before: None,
             canary: None,
+            way_back: None,
             config: AppConfig {
                 domains: vec![format!("{id}.example.com")],
                 ..AppConfig::default()

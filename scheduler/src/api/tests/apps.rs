@@ -195,6 +195,21 @@ async fn a_rollback_returns_to_the_last_release_that_worked() {
 }
 
 #[tokio::test]
+async fn the_way_back_does_not_grow_old() {
+    let world = World::with_host().await;
+    for version in ["1", "2", "3"] {
+        world.deploy("hello", json!({"version": version})).await.is(202);
+        settle(&world, "hello").await;
+    }
+    // So much later that no operation tells of release 2 any more.
+    let later = Timestamp::now().plus(std::time::Duration::from_secs(40 * 24 * 3_600));
+    while world.store.history_prune(20, later, later).await.unwrap() > 0 {}
+    world.send("POST", "/apps/hello/rollback", &[], "").await.is(202);
+    let app = world.get("/apps/hello").await.is(200).body["app"].clone();
+    assert_eq!((&app["release"], &app["previous_release"]), (&json!(2), &json!(3)));
+}
+
+#[tokio::test]
 async fn a_stale_etag_is_refused() {
     let world = World::with_host().await;
     let first = world.deploy("hello", json!({"version": "1"})).await.is(202).etag();

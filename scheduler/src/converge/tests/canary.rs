@@ -160,8 +160,6 @@ async fn begin(world: &World, instances: u32, percent: u32, spec: ReleaseSpec) -
     world
         .intend("shop", OperationKind::Canary, Some(spec), |app: &mut App| {
             let release = app.last_release;
-            // A deploy would be at the new release.
-            app.release = app.previous_release;
             let canary = canary(release, app.release, instances, percent);
             app.config.weights = canary.weights();
             app.canary = Some(canary);
@@ -183,8 +181,7 @@ async fn promote(world: &World) -> Operation {
     world
         .intend("shop", OperationKind::Promote, None, |app: &mut App| {
             if let Some(canary) = app.canary.take() {
-                app.previous_release = app.release;
-                app.release = canary.release;
+                app.turn_to(canary.release);
             }
             app.config.weights.clear();
         })
@@ -224,7 +221,7 @@ async fn a_canary_is_promoted() {
     let app = world.app("shop").await.expect("there");
     assert_eq!(
         (app.release, app.previous_release),
-        (1, 1),
+        (1, 0),
         "not the canary's to change"
     );
 
@@ -233,7 +230,7 @@ async fn a_canary_is_promoted() {
     assert_eq!(promoted.state, OperationState::Succeeded, "{promoted:?}");
     exactly(&world, &[(2, 4)]).await;
     let app = world.app("shop").await.expect("there");
-    assert_eq!((app.release, app.previous_release, app.canary), (2, 2, None));
+    assert_eq!((app.release, app.previous_release, app.canary), (2, 1, None));
     assert!(
         lock(&world.mood).seen[&app_id("shop")].0 >= 4,
         "enough served all the time"
@@ -324,7 +321,7 @@ async fn a_scheduler_killed_with_a_canary_goes_on_where_it_was() {
         world
             .until(|| async {
                 let app = world.app("shop").await.expect("there");
-                let settled = app.canary.is_none() && app.previous_release == app.release;
+                let settled = app.canary.is_none() && app.is_settled();
                 let open = world.store.operation_open().await.expect("read");
                 if settled && app.config.weights.is_empty() && open.is_empty() {
                     Ok(())

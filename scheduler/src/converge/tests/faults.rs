@@ -9,7 +9,7 @@ use model::{AppStatus, FailureCode, InstanceState, OperationKind, OperationState
 use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 
-use super::world::{World, app_id};
+use super::world::{World, app_id, config};
 use crate::converge::fleet::lock;
 
 fn spec() -> ReleaseSpec {
@@ -167,7 +167,7 @@ async fn a_release_that_exits_is_taken_back() {
     assert_eq!((failure.code, failure.exit_code), (FailureCode::Exited, Some(7)));
     world.exactly("shop", 1, 2).await;
     let app = world.app("shop").await.expect("there");
-    assert_eq!((app.release, app.previous_release), (1, 1));
+    assert_eq!((app.release, app.previous_release, app.is_settled()), (1, 0, true));
     assert!(
         lock(&world.mood).seen[&app_id("shop")].0 >= 2,
         "the old instances served on"
@@ -207,6 +207,79 @@ async fn a_release_without_progress_is_taken_back_at_its_deadline() {
         operation.message
     );
     world.exactly("shop", 1, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_image_may_take_longer_to_be_pulled_than_a_deploy_may_stand_still() {
+    let world = World::new(1).await;
+    world.fakes[0].set_image("r/shop@sha256:1", FakeImage::InRegistry);
+    world.fakes[0].set_pull_latency(Duration::from_secs(3));
+    let _loop = world.start().await;
+    let mut big = spec();
+    big.update.deadline_s = 1;
+    let operation = world.end(&world.deploy("shop", 2, big.clone()).await).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    // A registry that does not answer is waited for by turns, and then the deploy fails and says so.
+    let world = World::new(1).await;
+    world.fakes[0].set_image("r/shop@sha256:1", FakeImage::InRegistry);
+    world.fakes[0].set_pull_latency(Duration::from_secs(60));
+    let mut config = config();
+    config.pull_deadline_s = 2;
+    let _loop = world.start_as(config).await;
+    let operation = world.end(&world.deploy("shop", 1, big).await).await;
+    assert_eq!(operation.state, OperationState::Failed, "{operation:?}");
+    assert!(
+        operation.message.contains("3 instances failed"),
+        "{}",
+        operation.message
+    );
+    assert_eq!(
+        operation.failure.map(|f| f.code),
+        Some(FailureCode::RegistryUnreachable)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hanging_pull_holds_up_no_other_launch() {
+    let world = World::new(1).await;
+    world.fakes[0].set_image("r/shop@sha256:1", FakeImage::InRegistry);
+    world.fakes[0].set_pull_latency(Duration::from_secs(60));
+    let mut config = config();
+    config.launches_per_host = 1;
+    let _loop = world.start_as(config).await;
+    world.deploy("shop", 3, spec()).await;
+    world
+        .until(|| async {
+            let held = world.held("shop").await;
+            if held.len() == 3 {
+                Ok(())
+            } else {
+                Err(format!("{held:?}"))
+            }
+        })
+        .await;
+    // On the host already; the other one's registry is another.
+    let there = ReleaseSpec {
+        image: "r/blog:1".into(),
+        ..ReleaseSpec::default()
+    };
+    let operation = world.end(&world.deploy("blog", 2, there).await).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    world.fakes[0].set_image("q/wiki@sha256:1", FakeImage::InRegistry);
+    world.fakes[0].set_pull_latency(Duration::ZERO);
+    let elsewhere = ReleaseSpec {
+        image: "q/wiki:1".into(),
+        ..ReleaseSpec::default()
+    };
+    let operation = world.end(&world.deploy("wiki", 2, elsewhere).await).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    assert!(
+        world
+            .held("shop")
+            .await
+            .iter()
+            .all(|i| i.state == InstanceState::Placed)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

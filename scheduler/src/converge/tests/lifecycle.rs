@@ -1,5 +1,6 @@
 //! What users ask for.
 
+use model::spec::ProbeKind;
 use model::store::{HostIntent, HostWish};
 use model::{
     AppStatus, EventKind, Generation, HostChange, NewEvent, Operation, OperationId, OperationKind, OperationState,
@@ -28,7 +29,7 @@ async fn a_deploy_brings_all_instances_up_and_can_be_followed() {
     assert!(operation.steps.iter().all(|s| s.state == StepState::Done));
     world.exactly("shop", 1, 4).await;
     let app = world.app("shop").await.expect("there");
-    assert_eq!(app.previous_release, 1, "it can be returned to");
+    assert!(app.is_settled(), "it can be returned to: {app:?}");
     for fake in &world.fakes {
         let running = fake.running();
         assert_eq!(running.len(), 2, "spread over the hosts");
@@ -213,4 +214,23 @@ async fn several_schedulers_share_the_work() {
     }
     world.end(&world.scale("shop", 2).await).await;
     world.exactly("shop", 1, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_beats_are_received_is_noted_while_an_app_beats() {
+    let world = World::new(1).await;
+    let _loop = world.start().await;
+    world.end(&world.deploy("shop", 1, spec()).await).await;
+    let listening = async || world.store.listening().await.expect("read");
+    assert_eq!(listening().await, None, "nobody beats");
+    let mut beats = spec();
+    beats.health.kind = ProbeKind::Heartbeat;
+    world.end(&world.deploy("shop", 1, beats).await).await;
+    world
+        .until(|| async {
+            let noted = listening().await;
+            let again = noted.is_some_and(|l| l.until > l.since);
+            again.then_some(()).ok_or(format!("{noted:?}"))
+        })
+        .await;
 }

@@ -64,6 +64,7 @@ impl Sim {
                 last_release: 1,
                 restart_before: None,
                 canary: None,
+                way_back: None,
                 config: AppConfig::default(),
                 operation: None,
                 placements: 0,

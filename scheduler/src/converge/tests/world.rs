@@ -169,6 +169,7 @@ impl World {
                 last_release: 0,
                 restart_before: None,
                 canary: None,
+                way_back: None,
                 config: AppConfig::default(),
                 operation: None,
                 placements: 0,
@@ -178,12 +179,14 @@ impl World {
             });
             let release = spec.clone().map(|spec| {
                 app.last_release += 1;
-                app.release = app.last_release;
+                if kind != OperationKind::Canary {
+                    app.turn_to(app.last_release);
+                }
                 Release {
                     app: app.id.clone(),
-                    number: app.release,
-                    version: app.release.to_string().parse().expect("valid"),
-                    digest: format!("sha256:{}", app.release),
+                    number: app.last_release,
+                    version: app.last_release.to_string().parse().expect("valid"),
+                    digest: format!("sha256:{}", app.last_release),
                     spec,
                     created_at: now,
                 }
