@@ -179,6 +179,75 @@ async fn registry_zookeeper_all_servers_killed_and_back() {
     assert_eq!(mirror.disconnects, 1, "told once");
 }
 
+/// Readers that start while instances of a large tree are replaced, and while servers are killed: none ever sees an app without
+/// an endpoint, and each ends with exactly what was written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registry_zookeeper_a_large_tree_is_loaded_while_it_changes() {
+    const APPS: usize = 2_000;
+    const AT_ONCE: usize = 10;
+    const READERS: usize = 4;
+    if !available() {
+        return;
+    }
+    let mut zookeeper = ZooKeeper::start(3).await;
+    let writer = zookeeper.writer("/t");
+    let instance = |app: usize, number: usize| key(&format!("app{app}"), "1", &format!("c{number}"));
+    let puts: Vec<RegistryChange> = (0..APPS)
+        .map(|app| RegistryChange::Put(instance(app, 0), endpoint(20_000)))
+        .collect();
+    write(&writer, &puts).await;
+    let enough = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let replacing = {
+        let enough = Arc::clone(&enough);
+        tokio::spawn(async move {
+            let mut rng = rand::rngs::SmallRng::seed_from_u64(11);
+            let mut numbers = vec![0; APPS];
+            let mut last = RegistryRevision::default();
+            while !enough.load(std::sync::atomic::Ordering::Relaxed) {
+                let mut changes = Vec::new();
+                let first = rng.random_range(0..=APPS - AT_ONCE);
+                for (app, number) in numbers.iter_mut().enumerate().skip(first).take(AT_ONCE) {
+                    changes.push(RegistryChange::Remove(instance(app, *number)));
+                    *number += 1;
+                    changes.push(RegistryChange::Put(instance(app, *number), endpoint(20_000)));
+                }
+                last = write(&writer, &changes).await;
+            }
+            let wanted = numbers.iter().enumerate().map(|(app, number)| instance(app, *number));
+            (wanted.map(|key| (key, endpoint(20_000))).collect(), last)
+        })
+    };
+    let mut readers = Vec::new();
+    let mut down = None;
+    for round in 0..READERS {
+        let reader = zookeeper.reader("/t");
+        let mut mirror = Mirror::new(&reader);
+        if round % 2 == 1 {
+            zookeeper.kill_server(round % 3);
+            down = Some(round % 3);
+        }
+        mirror.until("a snapshot", |m| m.snapshots > 0).await;
+        let apps: std::collections::BTreeSet<_> = mirror.content.endpoints.keys().map(|key| &key.app).collect();
+        assert_eq!(apps.len(), APPS, "reader {round}: apps with an endpoint");
+        readers.push((reader, mirror));
+        if let Some(i) = down.take() {
+            zookeeper.start_server(i);
+            zookeeper.serves(i).await;
+        }
+    }
+    enough.store(true, std::sync::atomic::Ordering::Relaxed);
+    let (wanted, last): (BTreeMap<EntryKey, Endpoint>, RegistryRevision) = replacing.await.expect("no panic");
+    for (round, (reader, mirror)) in readers.iter_mut().enumerate() {
+        mirror.reach(last).await;
+        assert_eq!(
+            truth(&wanted, mirror),
+            (0, 0, 0),
+            "reader {round}: missing, ghost, stale"
+        );
+        assert_eq!(reader.resync_differences(), 0);
+    }
+}
+
 /// With three servers reader and writer sit at different ones, and the reader's may lag.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn registry_zookeeper_ensemble_keeps_the_order() {

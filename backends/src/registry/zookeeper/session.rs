@@ -254,7 +254,7 @@ impl<'a> Session<'a> {
             self.noise
                 .unreadable(path, "its name is not of the form that the platform writes");
         }
-        let mut view = last.rebuilt(&loaded.entries, self.noise);
+        let mut view = last.rebuilt(loaded.entries, self.noise);
         self.revision = loaded.revision;
         // A listing of many requests is not of one moment: with what changed meanwhile it is.
         let fresh = self.settle().await?;

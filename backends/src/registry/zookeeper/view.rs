@@ -91,10 +91,10 @@ impl View {
 
     /// A new picture of exactly `entries`; a configuration or certificate that can't be read stays as it was here, and so do
     /// loads of endpoints.
-    pub(super) fn rebuilt(&self, entries: &[(Leaf, Vec<u8>)], noise: &mut Noise) -> Self {
+    pub(super) fn rebuilt(&self, entries: Vec<(Leaf, Vec<u8>)>, noise: &mut Noise) -> Self {
         let mut new = Self::default();
         for (leaf, data) in entries {
-            match leaf {
+            match &leaf {
                 Leaf::Config(app) => {
                     let known = self.configs.get(app).map(|config| (app.clone(), config.clone()));
                     new.configs.extend(known);
@@ -105,7 +105,7 @@ impl View {
                 }
                 _ => {}
             }
-            new.set(leaf.clone(), Some(data), noise);
+            new.set(leaf, Some(&data), noise);
         }
         for key in new.endpoints.keys().map(EntryKey::load_key) {
             if let Some(load) = self.loads.get(&key) {
@@ -238,9 +238,9 @@ mod tests {
         assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), Some(change));
         assert_eq!(view.set(leaf.clone(), Some(text), &mut noise), None);
         // A new picture has it until it is read again, but not without an endpoint.
-        assert!(view.rebuilt(&[], &mut noise).loads.is_empty());
+        assert!(view.rebuilt(vec![], &mut noise).loads.is_empty());
         let endpoint = (Leaf::Endpoint(entry.clone()), b"10.0.0.1:80".to_vec());
-        let rebuilt = view.rebuilt(std::slice::from_ref(&endpoint), &mut noise);
+        let rebuilt = view.rebuilt(vec![endpoint], &mut noise);
         assert_eq!(rebuilt.loads, view.loads);
         assert!(rebuilt.load_leaves().eq([leaf.clone()]));
         let gone = RegistryChange::LoadRemove(entry.load_key());
@@ -257,10 +257,10 @@ mod tests {
         assert!(view.set(leaf.clone(), Some(&good), &mut noise).is_some());
         for bad in [&b"{"[..], br#"{"domains":["NOT A DOMAIN"]}"#] {
             assert_eq!(view.set(leaf.clone(), Some(bad), &mut noise), None);
-            let rebuilt = view.rebuilt(&[(leaf.clone(), bad.to_vec())], &mut noise);
+            let rebuilt = view.rebuilt(vec![(leaf.clone(), bad.to_vec())], &mut noise);
             assert_eq!(rebuilt.configs.get(&app), Some(&config("a.example.com")));
         }
-        assert!(view.rebuilt(&[], &mut noise).configs.is_empty());
+        assert!(view.rebuilt(vec![], &mut noise).configs.is_empty());
         assert_eq!(
             view.set(leaf, None, &mut noise),
             Some(RegistryChange::ConfigRemove(app))
@@ -272,8 +272,8 @@ mod tests {
         let mut noise = Noise::default();
         let entry = |c: &str, data: &[u8]| (Leaf::Endpoint(key("hello", "1", c)), data.to_vec());
         let empty = View::default();
-        let a = empty.rebuilt(&[entry("c1", b"10.0.0.1:1"), entry("c2", b"10.0.0.1:2")], &mut noise);
-        let b = empty.rebuilt(&[entry("c2", b"10.0.0.1:3"), entry("c3", b"10.0.0.1:3")], &mut noise);
+        let a = empty.rebuilt(vec![entry("c1", b"10.0.0.1:1"), entry("c2", b"10.0.0.1:2")], &mut noise);
+        let b = empty.rebuilt(vec![entry("c2", b"10.0.0.1:3"), entry("c3", b"10.0.0.1:3")], &mut noise);
         assert_eq!(a.differences(&b, &BTreeSet::new()), 3);
         let changing = BTreeSet::from([Leaf::Endpoint(key("hello", "1", "c3"))]);
         assert_eq!(a.differences(&b, &changing), 2);

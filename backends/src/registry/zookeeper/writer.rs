@@ -268,7 +268,7 @@ impl RegistryWriter for ZooKeeperWriter {
             load(&session.client, limit, &self.tree).await
         };
         let loaded = read.await.map_err(|error| told("reading what is published", &error))?;
-        let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
+        let view = View::default().rebuilt(loaded.entries, &mut Noise::default());
         Ok(view.into_snapshot(loaded.revision))
     }
 
@@ -276,7 +276,7 @@ impl RegistryWriter for ZooKeeperWriter {
         let session = self.session().await?;
         let loaded = load_loads(&session.client, self.options.call_timeout, &self.tree).await;
         let loaded = loaded.map_err(|error| told("reading the loads", &error))?;
-        let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
+        let view = View::default().rebuilt(loaded.entries, &mut Noise::default());
         Ok(view.into_snapshot(loaded.revision).loads)
     }
 
@@ -284,7 +284,7 @@ impl RegistryWriter for ZooKeeperWriter {
         let session = self.session().await?;
         let loaded = load_certificates(&session.client, self.options.call_timeout, &self.tree).await;
         let loaded = loaded.map_err(|error| told("reading the certificates", &error))?;
-        let view = View::default().rebuilt(&loaded.entries, &mut Noise::default());
+        let view = View::default().rebuilt(loaded.entries, &mut Noise::default());
         Ok(view.into_snapshot(loaded.revision).certificates)
     }
 
