@@ -91,7 +91,7 @@ async fn bad_version(p: &Platform, app: &str, spec: Value, code: &str) -> Result
     p.deploy_hello(app, "1", 2, json!({"memory_mb": SMALL})).await?;
     let load = p.load(app, 50);
     load.flows(30).await?;
-    let operation = p.api.deploy(app, "2", &p.hello("2"), 2, spec).await?;
+    let operation = p.api.deploy(app, "2", &p.hello("2"), 3, spec).await?;
     expect(operation["state"] == "failed", || format!("{operation:#}"))?;
     expect(operation["failure"]["code"] == code, || format!("{operation:#}"))?;
     p.answers(app, "1", 2).await?;
@@ -106,6 +106,9 @@ async fn bad_version(p: &Platform, app: &str, spec: Value, code: &str) -> Result
     p.settled().await?;
     let app = p.api.get(&format!("/apps/{app}")).await?;
     expect(app["app"]["release"] == 1, || format!("not back at release 1: {app:#}"))?;
+    expect(app["app"]["instances"] == 2, || {
+        format!("not as many as before: {app:#}")
+    })?;
     Ok(operation)
 }
 
