@@ -163,20 +163,19 @@ impl Case {
                     None,
                 )
             }
-            Self::Tls => load::h2load(
-                &h2load(&format!("--h1 -c 64 -D {seconds} https://127.0.0.1:{TLS}/128"))?,
-                None,
-            ),
+            Self::Tls => load::h2load(&h2load(&format!("--h1 -c 64 -D {seconds} {}", tls("/128")))?, None),
             Self::Handshake => {
                 let n = seconds * 500;
-                load::h2load(
-                    &h2load(&format!("--h1 -n {n} -c {n} -r 500 https://127.0.0.1:{TLS}/128"))?,
-                    None,
-                )
+                load::h2load(&h2load(&format!("--h1 -n {n} -c {n} -r 500 {}", tls("/128")))?, None)
             }
             Self::Idle => bail!("idle connections are no load"),
         }
     }
+}
+
+/// By the host's name: it goes into the handshake (SNI), by which the certificate is found.
+fn tls(path: &str) -> String {
+    format!("--connect-to 127.0.0.1:{TLS} https://{HOST}:{TLS}{path}")
 }
 
 fn h2load(args: &str) -> Result<String> {

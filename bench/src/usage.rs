@@ -33,15 +33,18 @@ fn tree(root: u32) -> Result<Vec<Process>> {
         .collect())
 }
 
-/// CPU time so far.
+/// CPU time so far: as the scheduler counts it, in nanoseconds; `stat` counts in ticks of 10 ms, and says how it divides.
 pub(crate) fn cpu(root: u32) -> Result<Cpu> {
-    let tick = procfs::ticks_per_second() as f64;
     let mut sum = Cpu::default();
     for process in tree(root)? {
-        if let Ok(stat) = process.stat() {
-            sum.user += stat.utime as f64 / tick;
-            sum.system += stat.stime as f64 / tick;
-        }
+        let (Ok(stat), Ok(tasks)) = (process.stat(), process.tasks()) else {
+            continue;
+        };
+        let ran = tasks.flatten().filter_map(|task| task.schedstat().ok());
+        let seconds = ran.map(|of| of.sum_exec_runtime as f64 / 1e9).sum::<f64>();
+        let user = stat.utime as f64 / (stat.utime + stat.stime).max(1) as f64;
+        sum.user += seconds * user;
+        sum.system += seconds * (1.0 - user);
     }
     Ok(sum)
 }

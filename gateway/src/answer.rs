@@ -62,6 +62,7 @@ reasons! {
     UpstreamClosed = "upstream_closed" BAD_GATEWAY "The app closed the connection without an answer.",
     ConnectFailed = "connect_failed" BAD_GATEWAY "No instance of the app could be reached.",
     BadUpgrade = "bad_upgrade" BAD_GATEWAY "The app switched protocols without being asked to.",
+    NotReady = "not_ready" SERVICE_UNAVAILABLE "The gateway does not know its apps yet.",
     NoEndpoints = "no_endpoints" SERVICE_UNAVAILABLE "The app has no running instance at the moment.",
     Overloaded = "overloaded" SERVICE_UNAVAILABLE "The app has too many requests under way.",
  TooManyConnections = "too_many_connections" SERVICE_UNAVAILABLE "There are too many connections at the moment.",
@@ -86,7 +87,7 @@ impl Reason {
     /// Seconds after which the client may try again.
     fn retry_after(self) -> Option<u64> {
         match self {
-            Self::NoEndpoints | Self::Overloaded | Self::RateLimited => Some(1),
+            Self::NotReady | Self::NoEndpoints | Self::Overloaded | Self::RateLimited => Some(1),
             _ => None,
         }
     }

@@ -220,14 +220,18 @@ impl Endpoint {
                 .is_ok();
         if claimed {
             self.probing.store(true, Ordering::Relaxed);
+            // An operator's time is over too, unless he has spoken again meanwhile.
+            let _ = self
+                .ejected
+                .compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
         claimed
     }
 
     /// A connect failed, or the connection died before the first byte of an answer. Client aborts never come here.
     pub(crate) fn failed(&self, clock: Clock, now: Instant) -> Duration {
-        // Requests that fail together are one failure: while it is left out, nothing grows.
-        let probed = self.probing.swap(false, Ordering::Relaxed);
+        // Requests that fail together are one failure: while it is left out, nothing grows. What an operator has said holds.
+        let probed = self.probing.swap(false, Ordering::Relaxed) && !self.ejected_by_operator();
         if !probed && self.state(clock, now) == State::LeftOut {
             let until = self.until.load(Ordering::Relaxed);
             return Duration::from_millis(until.saturating_sub(clock.millis(now)));
@@ -257,21 +261,40 @@ impl Endpoint {
     /// connection proves little.
     pub(crate) fn connected(&self) {
         self.probing.store(false, Ordering::Relaxed);
-        self.ejected.store(0, Ordering::Relaxed);
-        self.until.store(0, Ordering::Relaxed);
+        self.return_to_turn();
     }
 
-    /// It answered.
-    pub(crate) fn worked(&self) {
-        if self.troubled.load(Ordering::Relaxed) {
-            self.troubled.store(false, Ordering::Relaxed);
+    /// An answer of it began, or it took a connection: it can be reached. Whether the answer is good shows at its end.
+    #[inline]
+    pub(crate) fn reached(&self) {
+        if self.troubled() {
             self.failures.store(0, Ordering::Relaxed);
+            self.return_to_turn();
+        }
+    }
+
+    /// It answered, to the end.
+    #[inline]
+    pub(crate) fn worked(&self) {
+        if self.troubled() {
+            self.troubled.store(false, Ordering::Relaxed);
             self.unanswered.store(0, Ordering::Relaxed);
             self.ejections.store(0, Ordering::Relaxed);
-            // What an operator has said holds.
-            self.until
-                .store(self.ejected.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.failures.store(0, Ordering::Relaxed);
+            self.return_to_turn();
         }
+    }
+
+    /// Something of it failed since it last [`worked`](Self::worked).
+    #[inline]
+    pub(crate) fn troubled(&self) -> bool {
+        self.troubled.load(Ordering::Relaxed)
+    }
+
+    /// It is left out no longer; but what an operator has said holds.
+    fn return_to_turn(&self) {
+        self.until
+            .store(self.ejected.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// An operator takes it out for that time, whatever it answers.
@@ -424,6 +447,34 @@ pub(crate) mod tests {
         e.connected();
         e.worked();
         assert_eq!(e.state(clock, later), State::Ready);
+    }
+
+    #[test]
+    fn a_probe_under_way_does_not_undo_what_an_operator_says_meanwhile() {
+        for probe_connects in [true, false] {
+            let (clock, now, e) = (Clock::new(), Instant::now(), endpoint());
+            e.failed(clock, now);
+            let later = now + Duration::from_millis(1_100);
+            assert!(e.claim_probe(clock, later, Duration::from_secs(1)));
+            e.eject(clock, later, Duration::from_secs(300));
+            match probe_connects {
+                true => e.connected(),
+                false => drop(e.failed(clock, later)),
+            }
+            assert_eq!(e.state(clock, later + Duration::from_secs(299)), State::LeftOut);
+            assert!(e.ejected_by_operator());
+        }
+    }
+
+    #[test]
+    fn answers_that_only_begin_are_no_answers() {
+        let (clock, now, e) = (Clock::new(), Instant::now(), endpoint());
+        for _ in 0..4 {
+            e.reached();
+            assert_eq!(e.gave_no_answer(clock, now, || true), None);
+        }
+        e.reached();
+        assert!(e.gave_no_answer(clock, now, || true).is_some());
     }
 
     #[test]

@@ -12,9 +12,10 @@ use http::{HeaderValue, Method, Uri};
 
 use crate::access_log;
 use crate::answer::Reason;
-use crate::body::BodyState;
+use crate::body::{BodyState, Progress};
 use crate::eject::Entered;
 use crate::exchange::Exchange;
+use crate::outcome;
 use crate::pool::Sender;
 use crate::table::App;
 use crate::worker::Worker;
@@ -53,6 +54,8 @@ pub(crate) struct Flight {
     pub(crate) in_gateway: Option<Duration>,
     /// For the last endpoint's new connection.
     pub(crate) connect: Cell<Duration>,
+    /// The last connect failed for want of something on this machine.
+    pub(crate) own_fault: Cell<bool>,
     /// From the request sent to the last endpoint to its answer's head.
     pub(crate) upstream: Duration,
     pub(crate) bytes_out: u64,
@@ -77,6 +80,7 @@ impl Flight {
             attempts: 0,
             in_gateway: None,
             connect: Cell::new(Duration::ZERO),
+            own_fault: Cell::new(false),
             upstream: Duration::ZERO,
             bytes_out: 0,
             body: None,
@@ -117,6 +121,12 @@ impl Flight {
     /// The answer came whole.
     pub(crate) fn upstream_done(&mut self) {
         self.whole = true;
+    }
+
+    /// The request's body broke off or grew too large: what becomes of the answer then is not the endpoint's doing.
+    fn body_failed(&self) -> bool {
+        let progress = self.body.as_ref().map(|body| body.progress.get());
+        matches!(progress, Some(Progress::Broken | Progress::TooLarge))
     }
 
     /// How long a tunnel of this app may be without a byte.
@@ -169,7 +179,7 @@ impl Flight {
             reason: match self.reason {
                 Some(reason) => reason.as_str(),
                 None if self.status == 0 => "client_gone",
-                None if self.cut => "answer_cut",
+                None if self.cut => outcome::CUT,
                 None => "",
             },
         };
@@ -199,6 +209,13 @@ impl Drop for Flight {
             counters.gateway.observe(time);
         }
         if let Some(entered) = &self.entered {
+            match &self.app {
+                Some(app) if self.cut && !self.body_failed() => {
+                    outcome::unanswered(worker, app, entered.endpoint(), outcome::CUT)
+                }
+                _ if self.status != 0 => entered.endpoint().worked(),
+                _ => {}
+            }
             let version = entered.endpoint().stats.of(worker.index, worker.shared.workers.len());
             version.classes[usize::from(self.status / 100).min(5)].add(1);
             if !self.upstream.is_zero() {

@@ -192,6 +192,15 @@ impl Follower {
         }
     }
 
+    /// Takes an app's configuration away; `removed`: somebody meant it.
+    fn unconfigure(&mut self, app: &AppId, removed: bool) {
+        self.configure(app, None);
+        if let Some(entry) = self.apps.get_mut(app) {
+            entry.removed = removed;
+        }
+        self.forget(app);
+    }
+
     fn configure(&mut self, app: &AppId, config: Option<AppConfig>) {
         let known = self.apps.get(app);
         match (&config, known) {
@@ -268,8 +277,11 @@ impl Follower {
             .filter(|e| e.configured && !snapshot.configs.contains_key(&e.shared.id))
             .map(|e| e.shared.id.clone())
             .collect();
+        // What goes in a mass may have been lost instead.
+        let configured = self.apps.values().filter(|e| e.configured).count();
+        let removed = guard && unconfigured.len() * 2 <= configured;
         for app in unconfigured {
-            self.configure(&app, None);
+            self.unconfigure(&app, removed);
         }
         for (app, config) in snapshot.configs {
             self.configure(&app, Some(config));
@@ -292,13 +304,7 @@ impl Follower {
             RegistryChange::Put(key, endpoint) => self.put(&key, endpoint, true),
             RegistryChange::Remove(key) => self.remove(&key),
             RegistryChange::Config(app, config) => self.configure(&app, Some(config)),
-            RegistryChange::ConfigRemove(app) => {
-                self.configure(&app, None);
-                if let Some(entry) = self.apps.get_mut(&app) {
-                    entry.removed = true;
-                }
-                self.forget(&app);
-            }
+            RegistryChange::ConfigRemove(app) => self.unconfigure(&app, true),
             RegistryChange::Load(key, load) => return self.load_moved(key, Some(load)),
             RegistryChange::LoadRemove(key) => return self.load_moved(key, None),
             RegistryChange::Certificate(name, sealed) => {

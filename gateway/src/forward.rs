@@ -311,7 +311,10 @@ fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -
             Target::Domain(domain) if domain.contains('.') => domain,
             Target::Domain(_) => return Err(Reason::UnknownApp),
         };
-        let app = table.get(key).ok_or(Reason::UnknownApp)?;
+        let app = table.get(key).ok_or_else(|| match worker.shared.is_loaded() {
+            true => Reason::UnknownApp,
+            false => Reason::NotReady,
+        })?;
         if client.shown.get().is_some_and(|shown| !shown.is(name)) {
             return Err(Reason::Misdirected);
         }
@@ -411,6 +414,9 @@ async fn attempt(
             Sent::Answer => {
                 flight.upstream = now.elapsed().saturating_sub(flight.connect.get());
                 let mut accepted = accept(flight, answer.take(), sender, rules, socket.take());
+                if let Err(reason) = &accepted {
+                    outcome::no_answer(flight, &worker, app, *reason);
+                }
                 if let Some(plan) = &app.plan {
                     outcome::answered(flight, app, plan, ask, &mut accepted);
                 }
@@ -487,7 +493,7 @@ fn failed(
         tried.add(endpoint.id, kept);
         if kept {
             worker.stats().stale.add(1);
-        } else {
+        } else if !flight.own_fault.take() {
             left_out(worker, app, endpoint, reason.as_str(), now);
         }
     }
@@ -513,6 +519,8 @@ pub(crate) fn probe(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, within: Durat
     tokio::task::spawn_local(async move {
         match tokio::time::timeout(within, TcpStream::connect(endpoint.address)).await {
             Ok(Ok(_)) => endpoint.connected(),
+            // It is tried again once its time is over.
+            Ok(Err(error)) if upstream::is_own_fault(&error) => {}
             _ => {
                 endpoint.failed(worker.shared.clock, Instant::now());
             }

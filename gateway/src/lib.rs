@@ -152,6 +152,9 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
     Ok(listeners)
 }
 
+/// How long a gateway that has just been started waits for its first copy of the registry, or the snapshot file, before it serves.
+const FIRST_COPY: Duration = Duration::from_secs(2);
+
 /// Serves until `shutdown`, then drains: `/ready` answers 503 at once, connections are accepted for `drain_delay_s` more, open
 /// requests and tunnels have `drain_timeout_s` to finish. After a hand-over of the sockets it drains without delay.
 ///
@@ -203,11 +206,20 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     }
     let following = follow::run(Arc::clone(&shared), deps.registry, id.clone(), ports, control.clone());
     let following = tokio::spawn(following);
+    // Its socket goes to a successor too, before the rest of the drain.
+    let asked = control.child_token();
+    // Who comes before the apps are known waits in the sockets. Those that another process still serves, the admin server's too,
+    // have no hurry.
     if inherited {
         tokio::select! {
             () = shared.loaded() => {}
             () = shutdown.cancelled() => return Ok(()),
         }
+    }
+    let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, asked.clone()));
+    tokio::select! {
+        _ = tokio::time::timeout(FIRST_COPY, shared.loaded()) => {}
+        () = shutdown.cancelled() => return Ok(()),
     }
     let mut workers = Vec::new();
     let mut tls = listeners.tls.into_iter();
@@ -216,9 +228,6 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
     }
     tracing::info!(gateway = %id, domain = %shared.config.domain, workers = workers.len(), "gateway serves");
     let mut workers = futures::future::join_all(workers);
-    // Its socket goes to a successor too, before the rest of the drain.
-    let asked = control.child_token();
-    let administering = tokio::spawn(admin::run(Arc::clone(&shared), admin, asked.clone()));
     serving.cancel();
 
     let early = tokio::select! {

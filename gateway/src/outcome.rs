@@ -12,6 +12,9 @@ use crate::flight::Flight;
 use crate::table::App;
 use crate::worker::Worker;
 
+/// What is said of an answer that began and broke off.
+pub(crate) const CUT: &str = "answer_cut";
+
 /// Notes that the endpoint took the request and gave no answer that can be used.
 pub(crate) fn no_answer(flight: &Flight, worker: &Worker, app: &App, reason: Reason) {
     let Some(entered) = flight.entered() else { return };

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::future::{Future as _, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
 use model::config::Protocol;
+use rustix::io::Errno;
 use tokio::net::TcpStream;
 
 use crate::body::{RequestBody, ResponseBody};
@@ -240,7 +242,7 @@ async fn waiting(endpoint: &Endpoint, call: &Call<'_>, mut poll: impl FnMut(&mut
     })
     .await;
     if sent == Sent::Answer {
-        endpoint.worked();
+        endpoint.reached();
     }
     sent
 }
@@ -259,14 +261,31 @@ fn meaning(error: &hyper::Error) -> Sent {
     }
 }
 
+/// Whether a connect failed for want of something on this machine (files, ports, memory), which says nothing about the endpoint.
+pub(crate) fn is_own_fault(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    let wants = [
+        Errno::MFILE,
+        Errno::NFILE,
+        Errno::ADDRNOTAVAIL,
+        Errno::NOBUFS,
+        Errno::NOMEM,
+        Errno::AGAIN,
+    ];
+    errno.is_some_and(|errno| wants.contains(&errno))
+}
+
 /// A socket to `address`, or none within the time.
 async fn dial(flight: &Flight, address: SocketAddr, app: &App) -> Option<TcpStream> {
     let (worker, within, begun) = (flight.worker(), app.settings.connect, Instant::now());
     worker.stats().connects.add(1);
     let stream = match tokio::time::timeout(within, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(_)) | Err(_) => {
+        failed => {
             worker.stats().connect_failures.add(1);
+            flight
+                .own_fault
+                .set(matches!(failed, Ok(Err(error)) if is_own_fault(&error)));
             return None;
         }
     };

@@ -1,9 +1,11 @@
 //! What to write so that the registry fits the store. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use model::registry::{Endpoint, EntryKey, RegistryChange, RegistrySnapshot};
 use model::{App, AppStatus, ContainerId, Host, HostName, Instance, InstanceState};
+use tokio::time::Instant;
 
 /// What is known, read in one pass.
 #[derive(Debug)]
@@ -35,9 +37,32 @@ const BRAKE_FROM: usize = 10;
 /// Ghosts removed in one pass without being seen twice: more are likelier a reading fault than ghosts.
 const GHOSTS_AT_ONCE: usize = 10;
 
-/// Compares `view` and says what to write. `ghosts_before`: the ghosts of the previous reading, by which large removals
-/// are confirmed.
-pub(crate) fn plan(view: &View<'_>, ghosts_before: &BTreeSet<EntryKey>) -> Plan {
+/// Entries without an instance, and since when that has been so in every pass.
+#[derive(Debug, Default)]
+pub(crate) struct Ghosts(BTreeMap<EntryKey, Instant>);
+
+impl Ghosts {
+    /// Takes in what a pass saw; how many of them are new.
+    pub(crate) fn saw(&mut self, ghosts: BTreeSet<EntryKey>, now: Instant) -> usize {
+        let before = std::mem::take(&mut self.0);
+        let new = ghosts.iter().filter(|key| !before.contains_key(key)).count();
+        let since = |key: EntryKey| {
+            let since = before.get(&key).copied().unwrap_or(now);
+            (key, since)
+        };
+        self.0 = ghosts.into_iter().map(since).collect();
+        new
+    }
+
+    /// Those that have been ghosts for so long. One reading of the store may be wrong; what every reading says for a while is not.
+    pub(crate) fn lasting(&self, now: Instant, least: Duration) -> BTreeSet<EntryKey> {
+        let lasting = |(_, since): &(&EntryKey, &Instant)| now.saturating_duration_since(**since) >= least;
+        self.0.iter().filter(lasting).map(|(key, _)| key.clone()).collect()
+    }
+}
+
+/// Compares `view` and says what to write. `lasting`: those ghosts that may go however many they are.
+pub(crate) fn plan(view: &View<'_>, lasting: &BTreeSet<EntryKey>) -> Plan {
     let braked = brake(view.instances);
     let mut known = HashSet::new();
     let mut wanted = BTreeMap::new();
@@ -77,7 +102,7 @@ pub(crate) fn plan(view: &View<'_>, ghosts_before: &BTreeSet<EntryKey>) -> Plan 
     let most = GHOSTS_AT_ONCE.max(view.published.endpoints.len() / 5);
     let few = ghosts.len() <= most;
     for key in gone {
-        if known.contains(&key.container) || few || ghosts_before.contains(key) {
+        if known.contains(&key.container) || few || lasting.contains(key) {
             per_app
                 .entry(key.app.clone())
                 .or_default()
@@ -251,6 +276,25 @@ pub(crate) mod tests {
                 RegistryChange::ConfigRemove(..)
             ]
         ));
+    }
+
+    #[test]
+    fn ghosts_last_when_every_pass_sees_them() {
+        let (start, minute) = (Instant::now(), Duration::from_secs(60));
+        let key = |container: &&str| EntryKey {
+            app: "hello".parse().unwrap(),
+            version: "1".parse().unwrap(),
+            container: container.parse().unwrap(),
+        };
+        let keys = |names: &[&str]| -> BTreeSet<EntryKey> { names.iter().map(key).collect() };
+        let mut ghosts = Ghosts::default();
+        assert_eq!(ghosts.saw(keys(&["a", "b"]), start), 2);
+        let later = start + Duration::from_secs(59);
+        assert!(ghosts.lasting(later, minute).is_empty());
+        // One pass saw the instance of `b`; it and what came just now begin anew.
+        assert_eq!(ghosts.saw(keys(&["a"]), later), 0);
+        assert_eq!(ghosts.saw(keys(&["a", "b", "c"]), later), 2);
+        assert_eq!(ghosts.lasting(start + minute, minute), keys(&["a"]));
     }
 
     #[test]

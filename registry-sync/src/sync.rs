@@ -1,13 +1,13 @@
 //! The loop: read the store, compare with the registry, act. It takes no input, is idempotent and never
 //! retries inside: the next pass is the retry. Hints from the store only make it run sooner.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use model::config::Protocol;
-use model::registry::{EntryKey, RegistryError, RegistryRevision, RegistrySnapshot};
+use model::registry::{RegistryError, RegistryRevision, RegistrySnapshot};
 use model::store::{InstanceFilter, Outcome, Revision, StoreError};
 use model::{App, AppId, Host, HostName, Instance, InstanceChange, InstanceId, InstanceState, Release, Timestamp};
 use tokio::sync::watch;
@@ -133,9 +133,7 @@ struct Sync<'a> {
 struct Published {
     snapshot: RegistrySnapshot,
     read_at: Instant,
-    /// Entries without an instance in this reading, and in the one before.
-    ghosts: BTreeSet<EntryKey>,
-    ghosts_before: BTreeSet<EntryKey>,
+    ghosts: plan::Ghosts,
 }
 
 impl<'a> Sync<'a> {
@@ -358,14 +356,14 @@ impl<'a> Sync<'a> {
     ) -> Result<(), Trouble> {
         let reread = Duration::from_secs(self.config.reread_s);
         let known = self.published.take_if(|p| p.read_at.elapsed() < reread);
-        let ghosts_before = self.published.take().map(|p| p.ghosts).unwrap_or_default();
+        let ghosts = self.published.take().map(|p| p.ghosts).unwrap_or_default();
+        let first = self.passed_at.is_none();
         let mut published = match known {
             Some(published) => published,
             None => Published {
                 snapshot: self.deps.registry.published().await?,
                 read_at: Instant::now(),
-                ghosts: BTreeSet::new(),
-                ghosts_before,
+                ghosts,
             },
         };
         let view = View {
@@ -374,7 +372,7 @@ impl<'a> Sync<'a> {
             hosts,
             published: &published.snapshot,
         };
-        let plan = plan::plan(&view, &published.ghosts_before);
+        let plan = plan::plan(&view, &published.ghosts.lasting(Instant::now(), reread));
         self.metrics.braked.set(plan.braked.into());
         if plan.braked {
             tracing::error!("more than half of all instances fail their probes: they are kept in the registry");
@@ -384,11 +382,11 @@ impl<'a> Sync<'a> {
                 ghosts = plan.ghosts.len(),
                 "the registry holds entries that belong to no instance"
             );
-            self.metrics
-                .ghosts
-                .inc_by(plan.ghosts.difference(&published.ghosts).count() as u64);
         }
-        if !plan.changes.is_empty() {
+        let new_ghosts = published.ghosts.saw(plan.ghosts, Instant::now());
+        self.metrics.ghosts.inc_by(new_ghosts as u64);
+        // The first time even if there is nothing to do: whoever follows knows then that this is all.
+        if first || !plan.changes.is_empty() {
             let revision = self.deps.registry.apply(&plan.changes).await?;
             published.snapshot.revision = published.snapshot.revision.max(revision);
             self.metrics.changes.inc_by(plan.changes.len() as u64);
@@ -396,7 +394,6 @@ impl<'a> Sync<'a> {
                 published.snapshot.fold(change);
             }
         }
-        published.ghosts = plan.ghosts;
         self.metrics
             .published
             .set(i64::try_from(published.snapshot.endpoints.len()).unwrap_or(i64::MAX));

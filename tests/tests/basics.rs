@@ -150,7 +150,23 @@ async fn restart_under_load(p: &Platform) -> Result<()> {
     let kept = last.iter().filter(|id| after.contains(id)).count();
     expect(last.len() == 2 && kept == 1 && !last.contains(one), || {
         format!("{after:?} {last:?}")
-    })
+    })?;
+    // The only one there is: the fresh one first.
+    p.api
+        .done("POST", "/apps/again/scale", Some(&json!({"instances": 1})))
+        .await?;
+    p.settled().await?;
+    let alone = ids(p, "again").await?;
+    let load = p.load("again", 100);
+    load.flows(50).await?;
+    p.api
+        .done("POST", &format!("/instances/{}/restart", alone[0]), None)
+        .await?;
+    load.flows(50).await?;
+    p.settled().await?;
+    load.end().await.flawless("restart of the only instance")?;
+    let fresh = ids(p, "again").await?;
+    expect(fresh.len() == 1 && fresh != alone, || format!("{alone:?} {fresh:?}"))
 }
 
 async fn ids(p: &Platform, app: &str) -> Result<Vec<String>> {

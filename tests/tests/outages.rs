@@ -1,7 +1,7 @@
 //! The platform's own parts fail: ZooKeeper, the database, each role, at any moment. Requests to healthy containers never
 //! fail for it, and afterwards there is exactly what was asked for.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use e2e::api::deploy_body;
@@ -18,6 +18,7 @@ use serde_json::json;
 
 crate::support::in_both_modes! {
     schedulers_killed_at_random_moments_under_load,
+    killed_and_started_again_under_requests,
 }
 
 crate::support::with_separate_roles! {
@@ -294,5 +295,34 @@ async fn everything_killed_and_started_again(p: &Platform) -> Result<()> {
     let operation = p.api.finished(&id, Duration::from_secs(60)).await?;
     expect(operation["state"] == "succeeded", || format!("{operation:#}"))?;
     p.answers("all", "2", 5).await?;
+    Ok(())
+}
+
+/// The processes are killed and started again, the containers go on: who is answered at all is answered by the app.
+async fn killed_and_started_again_under_requests(p: &Platform) -> Result<()> {
+    p.deploy_hello("goes-on", "1", 3, json!({"memory_mb": SMALL})).await?;
+    for role in &p.roles {
+        role.kill().await?;
+    }
+    for role in &p.roles {
+        role.launch().await?;
+    }
+    let began = Instant::now();
+    let mut answered = 0;
+    while answered < 200 {
+        match p.visit("goes-on", "/").await {
+            Ok(answer) => {
+                expect(answer.status == 200, || {
+                    format!("after {answered} good answers: {answer:?}")
+                })?;
+                answered += 1;
+            }
+            // Its gateway is not there yet.
+            Err(error) => expect(began.elapsed() < Duration::from_secs(30), || error)?,
+        }
+    }
+    for role in &p.roles {
+        role.ready().await?;
+    }
     Ok(())
 }

@@ -37,6 +37,8 @@ struct State {
     log: VecDeque<(i64, RegistryChange)>,
     acknowledgements: BTreeMap<String, Acknowledgement>,
     followers: usize,
+    /// Nothing was written yet, and followers are not to take that for everything.
+    unwritten: bool,
 }
 
 impl State {
@@ -51,6 +53,9 @@ impl State {
 
     /// What a follower that has seen everything up to `seen` must hear; `None`: nothing.
     fn since(&self, seen: Option<i64>) -> Option<RegistryEvent> {
+        if self.unwritten {
+            return None;
+        }
         let now = self.content.revision;
         match seen {
             Some(seen) if seen == now.0 => None,
@@ -74,8 +79,23 @@ impl MemoryRegistry {
     /// An empty registry.
     #[must_use]
     pub fn new() -> Arc<Self> {
+        Self::with(false)
+    }
+
+    /// A registry whose followers hear nothing before its writer has first applied something, be it nothing: until then its
+    /// emptiness says only that this process has just begun.
+    #[must_use]
+    pub fn unwritten() -> Arc<Self> {
+        Self::with(true)
+    }
+
+    fn with(unwritten: bool) -> Arc<Self> {
+        let state = State {
+            unwritten,
+            ..State::default()
+        };
         Arc::new(Self {
-            state: Arc::default(),
+            state: Arc::new(Mutex::new(state)),
             revision: watch::Sender::new(0),
         })
     }
@@ -169,6 +189,7 @@ impl RegistryWriter for MemoryRegistry {
         for change in changes {
             state.write(change);
         }
+        state.unwritten = false;
         let revision = state.content.revision;
         self.revision.send_replace(revision.0);
         Ok(revision)
@@ -184,6 +205,19 @@ mod tests {
     use super::*;
     use futures::StreamExt as _;
     use model::contract::registry::{endpoint, key};
+
+    #[tokio::test]
+    async fn registry_memory_is_silent_until_it_is_written() {
+        let registry = MemoryRegistry::unwritten();
+        let mut events = registry.follow();
+        let early = tokio::time::timeout(LISTENING_CHECK * 2, events.next()).await;
+        assert!(early.is_err(), "{early:?}");
+        registry.apply(&[]).await.expect("memory");
+        match events.next().await.expect("the registry lives") {
+            RegistryEvent::Snapshot(snapshot) => assert_eq!(snapshot.endpoints.len(), 0),
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[tokio::test]
     async fn registry_memory_lagging_reader_hears_a_snapshot_not_a_backlog() {

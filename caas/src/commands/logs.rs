@@ -29,9 +29,9 @@ pub(crate) struct LogsArgs {
 
 /// `caas logs`.
 pub(crate) async fn run(session: &Session, args: &LogsArgs) -> Result<(), Failure> {
-    let path = match named(session, &args.name).await? {
-        Named::App(app) => format!("/apps/{app}/logs"),
-        Named::Instance(id) => format!("/instances/{id}/logs"),
+    let (path, endless) = match named(session, &args.name).await? {
+        Named::App(app) => (format!("/apps/{app}/logs"), args.follow),
+        Named::Instance(id) => (format!("/instances/{id}/logs"), false),
     };
     let path = format!("{path}?tail={}&follow={}", args.tail, args.follow);
     let mut problem: Option<String> = None;
@@ -48,6 +48,10 @@ pub(crate) async fn run(session: &Session, args: &LogsArgs) -> Result<(), Failur
         .await?;
     match problem {
         Some(message) => Err(Failure::error(problem_sentence(&message))),
+        // An app's log goes on for as long as the app does.
+        None if endless => Err(Failure::error(
+            "the scheduler has ended the log, as it does when it stops: repeat the command to go on",
+        )),
         None => Ok(()),
     }
 }

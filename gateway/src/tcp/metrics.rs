@@ -37,7 +37,7 @@ outcomes! {
     NoEndpoints = "no_endpoints",
     /// No endpoint took the connection.
     ConnectFailed = "connect_failed",
-    /// The endpoints closed on the client's first message of TLS, without a word.
+    /// The endpoint closed without a word to what the client had said.
     Unanswered = "no_answer",
     /// The client's network is refused.
     Denied = "denied",

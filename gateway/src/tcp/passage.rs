@@ -23,10 +23,14 @@ use crate::eject::{Endpoint, Entered};
 use crate::limit::OneConnection;
 use crate::outcome;
 use crate::table::App;
+use crate::upstream;
 use crate::worker::Worker;
 
 /// How long both sides of a connection may be silent before the kernel asks whether the other is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
+/// How soon a port proxy closes whose app is dead: it has tried to connect, on its own machine.
+const CLOSES_WITHIN: Duration = Duration::from_millis(20);
 
 /// How a connection came.
 #[derive(Debug)]
@@ -205,7 +209,15 @@ pub(crate) async fn carry(worker: &Rc<Worker>, app: Arc<App>, mut client: TcpStr
         End::Idle => Outcome::Idle,
         End::Client => Outcome::ClientGone,
         End::Endpoint => Outcome::EndpointGone,
+        End::Unanswered => Outcome::Unanswered,
     };
+    if let Some(endpoint) = passage.entered.as_ref().map(Entered::endpoint) {
+        match passage.outcome {
+            Outcome::Unanswered => outcome::unanswered(worker, &passage.app, endpoint, passage.outcome.as_str()),
+            _ if passage.bytes_out > 0 => endpoint.worked(),
+            _ => {}
+        }
+    }
 }
 
 /// Everything that is decided before an endpoint is asked. `under_way`: connections of the app before this one.
@@ -286,10 +298,11 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
         passage.entered = Some(entered);
         failure = match connect(&worker, &app, &endpoint, client, &passage.call).await {
             Ok(stream) => {
-                endpoint.worked();
+                endpoint.reached();
                 return Ok(stream);
             }
             Err(Refused::ByClient) => return Err(Outcome::ClientGone),
+            Err(Refused::ByGateway) => Outcome::ConnectFailed,
             Err(Refused::ByEndpoint) => {
                 let failure = Outcome::ConnectFailed;
                 crate::forward::left_out(&worker, &app, &endpoint, failure.as_str(), Instant::now());
@@ -308,6 +321,8 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
 
 /// Why there is no connection to an endpoint.
 enum Refused {
+    /// This machine lacks something.
+    ByGateway,
     ByEndpoint,
     ByClient,
     /// It closed on the client's first message. The message may be to blame, so that alone leaves no endpoint out.
@@ -325,9 +340,15 @@ async fn connect(
     let within = app.settings.connect;
     worker.stats().connects.add(1);
     let connecting = tokio::time::timeout(within, TcpStream::connect(endpoint.address));
-    let Ok(Ok(mut stream)) = connecting.await else {
-        worker.stats().connect_failures.add(1);
-        return Err(Refused::ByEndpoint);
+    let mut stream = match connecting.await {
+        Ok(Ok(stream)) => stream,
+        failed => {
+            worker.stats().connect_failures.add(1);
+            return Err(match failed {
+                Ok(Err(error)) if upstream::is_own_fault(&error) => Refused::ByGateway,
+                _ => Refused::ByEndpoint,
+            });
+        }
     };
     prepare(&stream);
     let version = app.settings.config.tcp.proxy_protocol;
@@ -348,6 +369,9 @@ async fn connect(
     }
     if call.first.is_empty() {
         first_word(client, &stream, within).await?;
+        if endpoint.troubled() {
+            stays(&stream).await?;
+        }
     } else {
         answered(&stream, within).await?;
     }
@@ -359,6 +383,15 @@ async fn answered(endpoint: &TcpStream, within: Duration) -> Result<(), Refused>
     match tokio::time::timeout(within, endpoint.peek(&mut [0])).await {
         Ok(Ok(1..)) | Err(_) => Ok(()),
         Ok(Ok(0) | Err(_)) => Err(Refused::Unanswered),
+    }
+}
+
+/// Looks for a moment whether the endpoint closes at once, as Docker's port proxy does in the place of a dead app. Only of one that
+/// has failed before: what the client has said may not be said twice, so it is not sent to find out.
+async fn stays(endpoint: &TcpStream) -> Result<(), Refused> {
+    match tokio::time::timeout(CLOSES_WITHIN, endpoint.peek(&mut [0])).await {
+        Ok(Ok(1..)) | Err(_) => Ok(()),
+        Ok(Ok(0) | Err(_)) => Err(Refused::ByEndpoint),
     }
 }
 

@@ -28,6 +28,8 @@ pub(super) enum End {
     Client,
     /// The endpoint's side broke.
     Endpoint,
+    /// The endpoint ended it without a word to what the client had said.
+    Unanswered,
 }
 
 /// Which side of a direction broke.
@@ -107,19 +109,23 @@ pub(super) async fn splice(
     let look = (idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
     let mut timer = pin!(tokio::time::sleep(look));
     let mut last = (0, Instant::now());
+    let mut unanswered = false;
     poll_fn(|cx| {
         let mut scratch = worker.scratch.borrow_mut();
         let sent = up.poll(cx, client, endpoint, &mut scratch);
         let received = down.poll(cx, endpoint, client, &mut scratch);
         moved(up.bytes - told.0, down.bytes - told.1);
         told = (up.bytes, down.bytes);
+        let broke =
+            matches!(sent, Poll::Ready(Err(Broken::Receiver))) || matches!(received, Poll::Ready(Err(Broken::Sender)));
+        let silent = down.bytes == 0 && down.rest.is_empty() && up.bytes > 0;
+        unanswered |= silent && !up.ended && (down.ended || broke);
         match (sent, received) {
             (Poll::Ready(Err(Broken::Sender)), _) | (_, Poll::Ready(Err(Broken::Receiver))) => {
                 return Poll::Ready(End::Client);
             }
-            (Poll::Ready(Err(Broken::Receiver)), _) | (_, Poll::Ready(Err(Broken::Sender))) => {
-                return Poll::Ready(End::Endpoint);
-            }
+            _ if unanswered && (broke || up.closed) => return Poll::Ready(End::Unanswered),
+            _ if broke => return Poll::Ready(End::Endpoint),
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(End::Closed),
             _ => {}
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model::AppConfig;
 use model::config::{Balance, HashKey, Limits, Sticky, Timeouts};
 use model::registry::RegistryChange;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::support::*;
@@ -358,6 +358,34 @@ async fn five_time_outs_in_a_row_leave_an_endpoint_out() {
         assert_eq!(gateway.get("hello.localhost", "/").await.body, "alive");
     }
     assert_eq!(gateway.metric("caas_gateway_ejections_total").await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_break_off_or_are_none_leave_an_endpoint_out() {
+    let half = "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf";
+    let unasked = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: own\r\n\r\n";
+    for bad in [half, unasked] {
+        let (broken, asked) = upstream(move |mut stream, _| async move {
+            let mut buffer = Vec::new();
+            let _ = read_request(&mut stream, &mut buffer).await;
+            let _ = stream.write_all(bad.as_bytes()).await;
+        })
+        .await;
+        let alive = Recorder::start("alive").await;
+        let gateway = Gateway::hello(&[broken, alive.at]).await;
+        let mut good = 0;
+        for _ in 0..30 {
+            let mut client = TcpStream::connect(gateway.http).await.unwrap();
+            let request = b"GET / HTTP/1.1\r\nHost: hello.localhost\r\nConnection: close\r\n\r\n";
+            client.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            // It may be cut.
+            let _ = client.read_to_string(&mut answer).await;
+            good += i32::from(answer.ends_with("alive"));
+        }
+        assert_eq!((good, asked.load(Ordering::SeqCst)), (25, 5), "{bad}");
+        assert_eq!(gateway.metric("caas_gateway_ejections_total").await, 1.0);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

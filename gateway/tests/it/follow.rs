@@ -312,6 +312,22 @@ async fn a_removed_app_is_unknown_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_was_removed_while_the_registry_was_away_is_unknown_again() {
+    let app = Recorder::start("app").await;
+    let entries = [("hello", "1", "c0", app.at), ("other", "1", "c1", app.at)];
+    let configs = [("hello", AppConfig::default()), ("other", AppConfig::default())];
+    let gateway = Gateway::with(config(), &entries, &configs).await;
+    gateway.tell(changes(2, vec![remove("hello", "1", "c0")]), 2).await;
+    assert_eq!(status(&gateway, "hello.localhost").await, 503);
+    gateway.tell(snapshot(3, &entries[1..], &configs[1..]), 3).await;
+    assert_eq!(status(&gateway, "hello.localhost").await, 404);
+    assert_eq!(status(&gateway, "other.localhost").await, 200);
+    // What goes all at once may have been lost.
+    gateway.tell(snapshot(4, &[], &[]), 4).await;
+    assert_ne!(status(&gateway, "other.localhost").await, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn configuration_changes_while_running() {
     let app = Recorder::start("app").await;
     let gateway = Gateway::hello(&[app.at]).await;

@@ -156,6 +156,33 @@ async fn an_endpoint_that_accepts_and_closes_has_not_taken_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_closes_on_clients_that_speak_first_costs_one_connection() {
+    // The same before a Redis that has died: the client's word is there before the end is, and must not be said twice.
+    let (dead, tried) = upstream(|mut stream, _| async move {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let _ = stream.shutdown().await;
+    })
+    .await;
+    let (alive, _) = upstream(|mut stream, _| async move {
+        let mut word = [0; 4];
+        while stream.read_exact(&mut word).await.is_ok() && stream.write_all(b"PONG").await.is_ok() {}
+    })
+    .await;
+    let (gateway, at) = db(&[dead, alive]).await;
+    let mut failed = 0;
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        client.write_all(b"PING").await.unwrap();
+        let mut answer = [0; 4];
+        failed += i32::from(client.read_exact(&mut answer).await.is_err() || &answer != b"PONG");
+    }
+    assert!(tried.load(Ordering::SeqCst) >= 2, "the dead one was looked at again");
+    assert_eq!(failed, 1);
+    let reason = "caas_gateway_tcp_ended_total{app=\"db\",reason=\"no_answer\"}";
+    metric_is(&gateway, reason, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_an_endpoint_the_connection_is_closed_at_once() {
     let (gateway, at) = db(&[]).await;
     assert_eq!(talk(at).await, "");

@@ -66,7 +66,8 @@ pub(super) async fn fetch(api: &Api, id: &InstanceId) -> Result<Instance, ApiErr
 
 /// Replace an instance by a fresh one
 ///
-/// It is drained, so that no request is lost, while a new instance of the same release takes its place.
+/// It is drained, so that no request is lost, while a new instance of the same release takes its place. Where no other instance
+/// of the app serves, the app is restarted as by a deploy: the new instance serves before this one is drained.
 #[utoipa::path(post, path = "/api/v1/instances/{instance}/restart", tag = "instances", params(ChangeQuery, ChangeHeaders),
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn restart(
@@ -85,6 +86,13 @@ pub(super) async fn restart(
     }
     // The condition was on the instance; the app is only told.
     call.if_match = None;
+    if instance.state == InstanceState::Running {
+        let held = api.store.instance_list(&InstanceFilter::held_of(&app)).await?;
+        let serves = |other: &Instance| other.id != id && other.state == InstanceState::Running;
+        if !held.iter().any(serves) {
+            return commit::change(&api, &call, &app, &Change::Restart).await;
+        }
+    }
     if call.dry_run {
         return commit::change(&api, &call, &app, &Change::Replace(id)).await;
     }

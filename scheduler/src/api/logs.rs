@@ -1,7 +1,7 @@
 //! Logs: what instances write, of one or of a whole app, as server-sent events or as plain text. Lines come from the
 //! engines and are never kept here; of an instance that is gone the last lines in its failure are served.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
 use axum::response::{IntoResponse as _, Response};
-use futures::stream::{self, BoxStream, SelectAll, Stream, StreamExt as _};
+use futures::stream::{self, BoxStream, FuturesUnordered, SelectAll, Stream, StreamExt as _};
 use model::engine::{EngineError, LogLine, LogQuery};
 use model::store::{InstanceFilter, Revision};
 use model::{AppId, HostName, Instance, InstanceId, Timestamp};
@@ -27,7 +27,7 @@ use super::{Api, apps, instances, schema};
 const MAX_TAIL: u32 = 10_000;
 /// Most instances of one app whose logs are read at once: the newest.
 const MAX_INSTANCES: usize = 100;
-/// How long a host may keep its lines waiting when an app's log is read without following it.
+/// How long a host may take to open a log, and keep its lines waiting when an app's log is read without following it.
 const ASKED: Duration = Duration::from_secs(5);
 /// Shortest time between two looks for new instances.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -251,32 +251,86 @@ fn merged(streams: Vec<AppLines>) -> impl Stream<Item = Result<AppLine, EngineEr
     }
 }
 
-/// Lines of all instances as they come, those of instances that appear later too.
+/// One run of an instance: a restart in place is a new container and a new log.
+type Run = (InstanceId, Option<Timestamp>);
+
+/// What comes of a log that is followed.
+enum Followed {
+    Line(Run, AppLine),
+    /// It has ended: with its container, its engine, or the connection to it.
+    Ended(Run),
+}
+
+/// How far the log of a run was followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It is open, or being opened.
+    Open,
+    /// It has ended, and may go on: its engine may have been started anew.
+    Ended,
+}
+
+/// Opens the log of `run`; fails by ending at once.
+async fn opened(api: Api, instance: Instance, run: Run, query: LogQuery) -> BoxStream<'static, Followed> {
+    let ended = stream::iter([Followed::Ended(run.clone())]);
+    match timeout(ASKED, app_lines(&api, &instance, query)).await {
+        Ok(Ok(lines)) => {
+            let lines = lines.filter_map(move |line| {
+                let followed = match line {
+                    Ok(line) => Some(Followed::Line(run.clone(), line)),
+                    // One host's end is not the end of the others' lines.
+                    Err(error) => {
+                        tracing::debug!(instance = %run.0, %error, "log ended");
+                        None
+                    }
+                };
+                std::future::ready(followed)
+            });
+            lines.chain(ended).boxed()
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(instance = %instance.id, error = error.detail(), "log not opened");
+            ended.boxed()
+        }
+        Err(_) => ended.boxed(),
+    }
+}
+
+/// Lines of all instances as they come, those of instances that appear later too. A log that ends while its instance runs is opened
+/// again after its last line.
 fn follow(api: Api, id: AppId, query: LogQuery) -> impl Stream<Item = Result<AppLine, EngineError>> {
     async_stream::stream! {
-        let mut open: SelectAll<AppLines> = SelectAll::new();
-        // A restart in place is a new container and a new log of the same instance.
-        let mut seen: HashSet<(InstanceId, Option<Timestamp>)> = HashSet::new();
+        let mut open: SelectAll<BoxStream<'static, Followed>> = SelectAll::new();
+        // Beside the lines: a host that does not answer holds up nobody else's.
+        let mut opening = FuturesUnordered::new();
+        let mut places: HashMap<Run, Place> = HashMap::new();
+        let mut last: HashMap<Run, Timestamp> = HashMap::new();
         let mut revision = Revision(0);
         let mut first = true;
         loop {
             match newest(&api, &id).await {
                 Ok(instances) => {
-                    seen.retain(|(id, _)| instances.iter().any(|i| i.id == *id));
-                    for instance in &instances {
-                        if open.len() >= MAX_INSTANCES || !seen.insert((instance.id.clone(), instance.started_at)) {
+                    let lives = |(id, _): &Run| instances.iter().any(|i| i.id == *id);
+                    places.retain(|run, _| lives(run));
+                    last.retain(|run, _| lives(run));
+                    for instance in instances {
+                        let run = (instance.id.clone(), instance.started_at);
+                        let wanted = match places.get(&run) {
+                            None => true,
+                            Some(Place::Ended) => instance.state.is_live(),
+                            Some(Place::Open) => false,
+                        };
+                        if !wanted || open.len() + opening.len() >= MAX_INSTANCES {
                             continue;
                         }
                         // What came later is wanted from its first line on.
-                        let query = if first { query } else { LogQuery { tail: MAX_TAIL, since: instance.started_at, ..query } };
-                        match app_lines(&api, instance, query).await {
-                            Ok(lines) => open.push(lines),
-                            Err(error) => {
-                                // Its host may be back at the next look.
-                                seen.remove(&(instance.id.clone(), instance.started_at));
-                                tracing::debug!(instance = %instance.id, error = error.detail(), "log not opened");
-                            }
-                        }
+                        let query = match last.get(&run) {
+                            Some(at) => LogQuery { tail: MAX_TAIL, since: Some(Timestamp::from_millis(at.as_millis() + 1)), ..query },
+                            None if first => query,
+                            None => LogQuery { tail: MAX_TAIL, since: instance.started_at, ..query },
+                        };
+                        places.insert(run.clone(), Place::Open);
+                        opening.push(opened(api.clone(), instance, run, query));
                     }
                     first = false;
                 }
@@ -290,10 +344,17 @@ fn follow(api: Api, id: AppId, query: LogQuery) -> impl Stream<Item = Result<App
             let mut hinted = None;
             while !(rested && hinted.is_some()) {
                 tokio::select! {
-                    Some(line) = open.next(), if !open.is_empty() => match line {
-                        Ok(line) => yield Ok(line),
-                        // One host's end is not the end of the others' lines.
-                        Err(error) => tracing::debug!(app = %id, %error, "log ended"),
+                    Some(lines) = opening.next(), if !opening.is_empty() => open.push(lines),
+                    Some(followed) = open.next(), if !open.is_empty() => match followed {
+                        Followed::Line(run, line) => {
+                            if let Some(at) = line.line.at {
+                                last.insert(run, at);
+                            }
+                            yield Ok(line);
+                        }
+                        Followed::Ended(run) => {
+                            places.insert(run, Place::Ended);
+                        }
                     },
                     newer = &mut hint, if hinted.is_none() => hinted = Some(newer.unwrap_or(revision)),
                     () = &mut again, if !rested => rested = true,

@@ -199,6 +199,32 @@ async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
 }
 
 #[tokio::test]
+async fn who_follows_an_apps_log_waits_for_no_silent_host_and_misses_nothing_of_a_log_that_ended() {
+    let world = World::with_host().await;
+    world
+        .deploy("hello", json!({"version": "1", "instances": 2}))
+        .await
+        .is(202);
+    let here = start_instance(&world, "hello", "t").await;
+    world.post("/hosts", &world.host("h2")).await.is(201);
+    super::hosts::start_on(&world, "hello", "h2", "t").await;
+    world.fake("h2").set_silent(true);
+    let mut events = Events::open(&world, "/apps/hello/logs?follow=true", &[]).await;
+    let mut next = async || {
+        let event = tokio::time::timeout(Duration::from_secs(4), events.next()).await;
+        let (_, line) = event.expect("nobody waits for the silent one").expect("it goes on");
+        line["line"]["text"].as_str().expect("a line").to_owned()
+    };
+    world.fake("h1").log(&here.id, false, "one");
+    assert_eq!(next().await, "one");
+    // As when the engine is started anew: the log ends, the instance goes on.
+    world.fake("h1").exit(&here.id, 0, false);
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    world.fake("h1").log(&here.id, false, "two");
+    assert_eq!(next().await, "two");
+}
+
+#[tokio::test]
 async fn an_instance_beats_with_its_own_token_only() {
     let world = World::with_host().await;
     world.deploy("hello", json!({"version": "1"})).await.is(202);
@@ -237,8 +263,12 @@ async fn an_instance_beats_with_its_own_token_only() {
 #[tokio::test]
 async fn an_instance_is_replaced_on_demand() {
     let world = World::with_host().await;
-    world.deploy("hello", json!({"version": "1"})).await.is(202);
+    world
+        .deploy("hello", json!({"version": "1", "instances": 2}))
+        .await
+        .is(202);
     let instance = start_instance(&world, "hello", "t").await;
+    start_instance(&world, "hello", "t").await;
     let path = format!("/instances/{}/restart", instance.id);
     world
         .send("POST", &path, &[("if-match", "\"999\"")], "")
@@ -262,7 +292,7 @@ async fn an_instance_is_replaced_on_demand() {
             .as_array()
             .unwrap()
             .len(),
-        1
+        2
     );
     world
         .send("POST", "/instances/nobody/restart", &[], "")
@@ -271,10 +301,28 @@ async fn an_instance_is_replaced_on_demand() {
 }
 
 #[tokio::test]
-async fn a_pruned_instance_can_not_be_replaced_but_what_was_asked_for_is_still_known() {
+async fn the_only_instance_serves_until_its_replacement_does() {
     let world = World::with_host().await;
     world.deploy("hello", json!({"version": "1"})).await.is(202);
     let instance = start_instance(&world, "hello", "t").await;
+    let instance = update(&world, &instance, InstanceChange::Healthy { assumed: false }).await;
+    let path = format!("/instances/{}/restart", instance.id);
+    world.send("POST", &path, &[], "").await.is(202);
+    let app = world.store.app_fetch(&"hello".parse().unwrap()).await.unwrap().unwrap();
+    assert!(app.restart_before.is_some());
+    let shown = world.get(&format!("/instances/{}", instance.id)).await.is(200);
+    assert_eq!(shown.body["state"], "running");
+}
+
+#[tokio::test]
+async fn a_pruned_instance_can_not_be_replaced_but_what_was_asked_for_is_still_known() {
+    let world = World::with_host().await;
+    world
+        .deploy("hello", json!({"version": "1", "instances": 2}))
+        .await
+        .is(202);
+    let instance = start_instance(&world, "hello", "t").await;
+    start_instance(&world, "hello", "t").await;
     let path = format!("/instances/{}/restart", instance.id);
     let keyed = [("idempotency-key", "once")];
     let first = world.send("POST", &path, &keyed, "").await.is(202);
