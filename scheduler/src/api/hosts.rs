@@ -84,8 +84,14 @@ pub(super) async fn create(State(api): State<Api>, call: Call) -> Result<Respons
     }
     let port_range = request.port_range.unwrap_or(api.port_range);
     check(&request, port_range, api.allow_fake_engines)?;
-    for host in api.store.host_list().await? {
-        no_clash(&request.name, &request.engine, request.address, port_range, &host)?;
+    let hosts = api.store.host_list().await?;
+    let clash = |host| no_clash(&request.name, &request.engine, request.address, port_range, host);
+    if let Err(clash) = hosts.iter().try_for_each(clash) {
+        // It may clash with itself: the same request has been sent twice, and the other was done meanwhile.
+        if commit::used(&api, &call).await?.is_some() {
+            return Ok(created(&fetch(&api, &request.name).await?));
+        }
+        return Err(clash);
     }
     let engine = (api.engines)(&request.engine).map_err(|e| bad_engine(&e))?;
     let info: EngineInfo = engine.info().await.map_err(|e| bad_engine(&e))?;
