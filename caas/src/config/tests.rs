@@ -195,4 +195,32 @@ fn the_example_file_can_be_read_with_every_line_switched_on() {
         })
         .collect();
     read(&on).expect("every line switched on");
+
+    let example: toml::Table = toml::from_str(&on).expect("TOML");
+    let (mut section, mut keys) = (String::new(), 0);
+    // The document's rows are compared with the code elsewhere.
+    for line in include_str!("../../../docs/configuration.md").lines() {
+        if let Some(rest) = line.strip_prefix("## `[") {
+            section = rest.trim_end_matches("]`").to_owned();
+        }
+        let mut cells = line.split(" | ");
+        let (Some(key), Some(default)) = (cells.next(), cells.next()) else {
+            continue;
+        };
+        let Some(key) = key.strip_prefix("| `").and_then(|key| key.strip_suffix('`')) else {
+            continue;
+        };
+        let mut found = example.get(section.split('.').next().unwrap_or_default());
+        for part in section.split('.').skip(1).chain([key]) {
+            found = found.and_then(|table| table.get(part));
+        }
+        let found = found.unwrap_or_else(|| panic!("{key} of [{section}] is missing"));
+        keys += 1;
+        let default = default.trim_matches('`');
+        if !["none", "\"\"", "[]"].contains(&default) {
+            let wanted: toml::Table = toml::from_str(&format!("v = {default}")).expect("a value");
+            assert_eq!(Some(found), wanted.get("v"), "{key} of [{section}]");
+        }
+    }
+    assert!(keys > 100, "{keys} keys");
 }
