@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::client::context::Context;
-use crate::client::{Client, Target};
+use crate::client::{ApiError, Client, Target};
 use crate::config::{Config, ConfigArgs, Overrides};
 use crate::exit::Failure;
 use crate::handover::Inherited;
@@ -375,13 +375,13 @@ async fn welcome(what: Welcome, places: Places, stop: CancellationToken) {
         }
         render::print(&places.banner());
         if let Some(engine) = &what.engine {
-            register_host(&client, engine, what.address).await?;
+            register_host(&client, engine, what.address).await;
         }
         Ok::<(), Failure>(())
     };
     tokio::select! {
         result = work => if let Err(failure) = result {
-            tracing::error!(error = %failure.message, "this machine could not be registered as a host");
+            tracing::error!(error = %failure.message, "the API did not come up");
         },
         () = stop.cancelled() => {}
     }
@@ -428,19 +428,20 @@ async fn wait_for_api(places: &Places) -> Result<Client, Failure> {
     }
 }
 
-/// Registers `engine` as host `local` unless there is a host already; goes on until Docker answers.
-async fn register_host(client: &Client, engine: &str, address: IpAddr) -> Result<(), Failure> {
+/// Registers `engine` as host `local` unless there is a host already; goes on until Docker, and the API, have answered.
+async fn register_host(client: &Client, engine: &str, address: IpAddr) {
     let body = json!({ "name": "local", "address": address, "engine": engine });
     let mut told = false;
     loop {
-        if !client.list("/hosts").await?.is_empty() {
-            return Ok(());
-        }
-        match client.post("/hosts", Some(&body)).await {
-            Ok(_) => {
+        let registered = async {
+            if client.list("/hosts").await?.is_empty() {
+                client.post("/hosts", Some(&body)).await?;
                 tracing::info!(host = "local", %engine, "this machine's Docker is registered");
-                return Ok(());
             }
+            Ok::<(), ApiError>(())
+        };
+        match registered.await {
+            Ok(()) => return,
             Err(error) if !told => {
                 told = true;
                 let failure = Failure::from(error);
