@@ -270,13 +270,15 @@ enum Place {
     Ended,
 }
 
-/// Opens the log of `run`; fails by ending at once.
-async fn opened(api: Api, instance: Instance, run: Run, query: LogQuery) -> BoxStream<'static, Followed> {
+/// Opens the log of `run`, `again` when it was read before; fails by ending at once.
+async fn opened(api: Api, instance: Instance, run: Run, query: LogQuery, again: bool) -> BoxStream<'static, Followed> {
     let ended = stream::iter([Followed::Ended(run.clone())]);
     match timeout(ASKED, app_lines(&api, &instance, query)).await {
         Ok(Ok(lines)) => {
             let lines = lines.filter_map(move |line| {
                 let followed = match line {
+                    // What is left of a container that is gone has no times, and was told then.
+                    Ok(line) if again && line.line.at.is_none() => None,
                     Ok(line) => Some(Followed::Line(run.clone(), line)),
                     // One host's end is not the end of the others' lines.
                     Err(error) => {
@@ -315,10 +317,10 @@ fn follow(api: Api, id: AppId, query: LogQuery) -> impl Stream<Item = Result<App
                     last.retain(|run, _| lives(run));
                     for instance in instances {
                         let run = (instance.id.clone(), instance.started_at);
-                        let wanted = match places.get(&run) {
-                            None => true,
-                            Some(Place::Ended) => instance.state.is_live(),
-                            Some(Place::Open) => false,
+                        let (wanted, again) = match places.get(&run) {
+                            None => (true, false),
+                            Some(Place::Ended) => (instance.state.is_live(), true),
+                            Some(Place::Open) => (false, true),
                         };
                         if !wanted || open.len() + opening.len() >= MAX_INSTANCES {
                             continue;
@@ -330,7 +332,7 @@ fn follow(api: Api, id: AppId, query: LogQuery) -> impl Stream<Item = Result<App
                             None => LogQuery { tail: MAX_TAIL, since: instance.started_at, ..query },
                         };
                         places.insert(run.clone(), Place::Open);
-                        opening.push(opened(api.clone(), instance, run, query));
+                        opening.push(opened(api.clone(), instance, run, query, again));
                     }
                     first = false;
                 }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use futures::StreamExt as _;
-use model::{Failure, FailureCode, InstanceChange};
+use model::{Failure, FailureCode, Instance, InstanceChange};
 
 use super::hosts::{start_instance, update};
 use super::*;
@@ -163,8 +163,8 @@ async fn logs_are_read_and_followed() {
     assert_eq!(text.body, "last\nwords\n");
 }
 
-#[tokio::test]
-async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
+/// An app with an instance on each of two hosts, `h1` and `h2`.
+async fn on_two_hosts() -> (World, Instance, Instance) {
     let world = World::with_host().await;
     world
         .deploy("hello", json!({"version": "1", "instances": 2}))
@@ -173,6 +173,12 @@ async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
     let here = start_instance(&world, "hello", "t").await;
     world.post("/hosts", &world.host("h2")).await.is(201);
     let there = super::hosts::start_on(&world, "hello", "h2", "t").await;
+    (world, here, there)
+}
+
+#[tokio::test]
+async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
+    let (world, here, there) = on_two_hosts().await;
     world.fake("h1").log(&here.id, false, "still read");
     world.fake("h2").log(&there.id, false, "out of reach");
     for silent in [false, true] {
@@ -200,14 +206,7 @@ async fn an_apps_log_tells_what_can_be_read_when_a_host_can_not_be_asked() {
 
 #[tokio::test]
 async fn who_follows_an_apps_log_waits_for_no_silent_host_and_misses_nothing_of_a_log_that_ended() {
-    let world = World::with_host().await;
-    world
-        .deploy("hello", json!({"version": "1", "instances": 2}))
-        .await
-        .is(202);
-    let here = start_instance(&world, "hello", "t").await;
-    world.post("/hosts", &world.host("h2")).await.is(201);
-    super::hosts::start_on(&world, "hello", "h2", "t").await;
+    let (world, here, _) = on_two_hosts().await;
     world.fake("h2").set_silent(true);
     let mut events = Events::open(&world, "/apps/hello/logs?follow=true", &[]).await;
     let mut next = async || {
