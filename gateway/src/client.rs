@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::ear::Ear;
 use crate::exchange::{Exchange, Phase};
+use crate::rate::Held;
 use crate::stream::{Stream, poll_write_pieces};
 use crate::table::App;
 use crate::tls::Certificate;
@@ -66,9 +67,12 @@ impl Shown {
     }
 }
 
-/// The host that a client asked for last, and its app.
+/// The host that a client asked for last, its app, and the client's rate there.
 #[derive(Default)]
-pub(crate) struct LastHost(RefCell<Option<Box<Known>>>);
+pub(crate) struct LastHost {
+    known: RefCell<Option<Box<Known>>>,
+    pub(crate) rate: Held,
+}
 
 struct Known {
     /// As it came.
@@ -82,7 +86,7 @@ impl LastHost {
     /// The app, if `host` is the last one and the table is still the same.
     #[inline]
     pub(crate) fn app(&self, host: &[u8], table: u64) -> Option<Arc<App>> {
-        match &*self.0.borrow() {
+        match &*self.known.borrow() {
             Some(known) if known.table == table && known.host == host => Some(Arc::clone(&known.app)),
             _ => None,
         }
@@ -90,12 +94,13 @@ impl LastHost {
 
     pub(crate) fn remember(&self, host: &[u8], app: &Arc<App>, table: u64) {
         let (host, app) = (host.to_vec(), Arc::clone(app));
-        self.0.replace(Some(Box::new(Known { host, app, table })));
+        self.known.replace(Some(Box::new(Known { host, app, table })));
     }
 
     /// Gives back what it holds.
     pub(crate) fn forget(&self) {
-        self.0.replace(None);
+        self.known.replace(None);
+        self.rate.forget();
     }
 }
 

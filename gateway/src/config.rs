@@ -82,7 +82,13 @@ pub struct Config {
     pub max_connections_per_client: u32,
     /// Most requests under way per app unless its configuration says otherwise (503 beyond). Default 10,000.
     pub max_in_flight_per_app: u32,
-    /// Client addresses whose request rate is remembered per app with a limit. Default 100,000.
+    /// Requests per second of one client address (IPv6: /64) at one app unless its configuration says otherwise (429 beyond);
+    /// trusted proxies are exempt. 0-1,000,000, 0: any number. Default 2,000.
+    pub requests_per_second_per_client: u32,
+    /// Requests that one client may make at once at one app before that rate counts; at most a minute's worth. 1-1,000,000,
+    /// default 10,000.
+    pub request_burst_per_client: u32,
+    /// Clients whose request rate is remembered, over all apps. Default 100,000.
     pub clients_tracked: u64,
     /// Milliseconds to connect to an endpoint. 10-60,000, default 1,000.
     pub connect_timeout_ms: u64,
@@ -159,6 +165,8 @@ impl Default for Config {
             max_connections: 100_000,
             max_connections_per_client: 10_000,
             max_in_flight_per_app: 10_000,
+            requests_per_second_per_client: 2_000,
+            request_burst_per_client: 10_000,
             clients_tracked: 100_000,
             connect_timeout_ms: 1_000,
             response_timeout_s: 60,
@@ -211,6 +219,10 @@ impl Config {
         within("max_head_fields", self.max_head_fields as u64, 10, 1_000)?;
         within("http2_max_streams", u64::from(self.http2_max_streams), 1, 10_000)?;
         within("max_connections", self.max_connections as u64, 1, 100_000_000)?;
+        let per_client = u64::from(self.requests_per_second_per_client);
+        within("requests_per_second_per_client", per_client, 0, 1_000_000)?;
+        let burst = u64::from(self.request_burst_per_client);
+        within("request_burst_per_client", burst, 1, 1_000_000)?;
         within("connect_timeout_ms", self.connect_timeout_ms, 10, 60_000)?;
         within("response_timeout_s", self.response_timeout_s, 1, 86_400)?;
         within("answer_idle_timeout_s", self.answer_idle_timeout_s, 1, 86_400)?;

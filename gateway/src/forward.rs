@@ -24,6 +24,7 @@ use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
 use crate::outcome;
 use crate::pool::Sender;
+use crate::rate::Asking;
 use crate::redirect;
 use crate::retry;
 use crate::route::{self, Target};
@@ -209,8 +210,9 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     if !fits {
         return Err(Reason::Overloaded.into());
     }
+    let asking = || Asking::new(shared, &app, flight.ip, flight.started);
     if let Some(limiter) = &settings.limiter
-        && let Err(wait) = limiter.check(flight.ip)
+        && let Err(wait) = limiter.check(&shared.clients, &exchange.client.last.rate, asking())
     {
         return Err(Refusal {
             wait: Some(wait.as_secs() + 1),

@@ -53,6 +53,7 @@ mod metrics;
 mod outcome;
 mod pool;
 mod proxy_protocol;
+mod rate;
 mod redirect;
 mod retry;
 mod route;

@@ -1,17 +1,12 @@
-//! Limits: networks, request rates, connections per client, and the budget of retries. They answer yes or no at once
-//! and hold bounded state; none of them ever makes a request wait.
+//! Limits: networks, connections per client, and the budget of retries; rates are in [`crate::rate`]. They answer yes or no at
+//! once and hold bounded state; none of them ever makes a request wait.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use governor::clock::{Clock as _, DefaultClock};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use ipnet::IpNet;
-use model::config::Limits;
 
 use crate::config::plain;
 
@@ -19,7 +14,8 @@ use crate::config::plain;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Networks(Vec<(u128, u128)>);
 
-fn number(ip: IpAddr) -> u128 {
+/// The address as a number, IPv4 as IPv6 wraps it.
+pub(crate) fn number(ip: IpAddr) -> u128 {
     match ip {
         IpAddr::V4(v4) => u128::from(v4.to_ipv6_mapped()),
         IpAddr::V6(v6) => u128::from(v6),
@@ -56,55 +52,10 @@ impl Networks {
 }
 
 /// What counts as one client: an IPv4 address, or the /64 that an IPv6 customer holds.
-fn client(ip: IpAddr) -> IpAddr {
+pub(crate) fn client(ip: IpAddr) -> IpAddr {
     match plain(ip) {
         IpAddr::V6(v6) => IpAddr::V6((u128::from(v6) & !u128::from(u64::MAX)).into()),
         v4 => v4,
-    }
-}
-
-/// Request rates of one app.
-pub(crate) struct Limiter {
-    app: Option<DefaultDirectRateLimiter>,
-    per_client: Option<(Quota, moka::sync::Cache<IpAddr, Arc<DefaultDirectRateLimiter>>)>,
-    clock: DefaultClock,
-}
-
-impl fmt::Debug for Limiter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Limiter").finish_non_exhaustive()
-    }
-}
-
-impl Limiter {
-    /// `None` when the app has no rate limit. At most `clients` clients are remembered, each for a minute.
-    pub(crate) fn new(limits: &Limits, clients: u64) -> Option<Self> {
-        let app = NonZeroU32::new(limits.requests_per_second).map(|n| RateLimiter::direct(Quota::per_second(n)));
-        let per_client = NonZeroU32::new(limits.requests_per_second_per_client).map(|n| {
-            let cache = moka::sync::Cache::builder()
-                .max_capacity(clients)
-                .time_to_idle(Duration::from_secs(60))
-                .build();
-            (Quota::per_second(n), cache)
-        });
-        (app.is_some() || per_client.is_some()).then(|| Self {
-            app,
-            per_client,
-            clock: DefaultClock::default(),
-        })
-    }
-
-    /// Counts one request of the client; `Err` is the time after which it may come again. A client over its own rate does
-    /// not use up the app's.
-    pub(crate) fn check(&self, ip: IpAddr) -> Result<(), Duration> {
-        if let Some((quota, clients)) = &self.per_client {
-            let one = clients.get_with(client(ip), || Arc::new(RateLimiter::direct(*quota)));
-            one.check().map_err(|until| until.wait_time_from(self.clock.now()))?;
-        }
-        match &self.app {
-            Some(app) => app.check().map_err(|until| until.wait_time_from(self.clock.now())),
-            None => Ok(()),
-        }
     }
 }
 
@@ -203,6 +154,8 @@ impl RetryBudget {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn ip(text: &str) -> IpAddr {
@@ -236,22 +189,6 @@ mod tests {
             assert!(!set.contains(ip(outside)), "{outside}");
         }
         assert!(!Networks::default().contains(ip("10.0.0.1")));
-    }
-
-    #[test]
-    fn a_greedy_client_does_not_use_up_the_app() {
-        let limits = Limits {
-            requests_per_second_per_client: 2,
-            requests_per_second: 5,
-            ..Limits::default()
-        };
-        let limiter = Limiter::new(&limits, 100).expect("limits");
-        let good = (0..10).filter(|_| limiter.check(ip("10.0.0.1")).is_ok()).count();
-        assert_eq!(good, 2);
-        assert!(limiter.check(ip("10.0.0.2")).is_ok());
-        let refused = (0..10).find_map(|i| limiter.check(ip(&format!("10.0.1.{i}"))).err());
-        assert!(refused.is_some_and(|wait| wait <= Duration::from_secs(1)));
-        assert!(Limiter::new(&Limits::default(), 100).is_none());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::eject::Clock;
 use crate::limit::{Connections, Networks};
 use crate::metrics::{AppStats, Histogram, WorkerStats};
+use crate::rate::Clients;
 use crate::table::Table;
 use crate::tls::Tls;
 
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     pub(crate) log: Option<AccessLog>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) clients: Clients,
     pub(crate) deny: Networks,
     pub(crate) trusted: Networks,
     /// Peers that begin connections with a PROXY header.
@@ -116,6 +118,7 @@ impl Shared {
             clock: Clock::new(),
             log: AccessLog::open(&config.access_log)?,
             connections: Arc::new(Connections::new(config.max_connections_per_client)),
+            clients: Clients::new(config.clients_tracked),
             deny: Networks::new(&config.deny),
             trusted: Networks::new(&config.trusted_proxies),
             balancers: Networks::new(&config.proxy_protocol_from),

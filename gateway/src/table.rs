@@ -12,14 +12,17 @@ use model::{AppConfig, AppId, Version};
 use crate::balance::Plan;
 use crate::config::Config;
 use crate::eject::{Clock, Endpoint, State};
-use crate::limit::{Limiter, Networks, RetryBudget};
+use crate::limit::{Networks, RetryBudget};
 use crate::metrics::{AppStats, VersionStats};
+use crate::rate::Limiter;
 use crate::tcp;
 
 /// What stays of an app while its configuration and endpoints come and go.
 #[derive(Debug)]
 pub(crate) struct AppShared {
     pub(crate) id: AppId,
+    /// No other has had this number.
+    pub(crate) number: u64,
     /// Requests under way.
     pub(crate) in_flight: AtomicU32,
     pub(crate) budget: RetryBudget,
@@ -41,6 +44,7 @@ impl AppShared {
     pub(crate) fn new(id: AppId, workers: usize) -> Self {
         Self {
             id,
+            number: next_number(),
             in_flight: AtomicU32::new(0),
             budget: RetryBudget::default(),
             turn: AtomicU32::new(rand::random()),
@@ -122,7 +126,7 @@ impl Settings {
                 n => n,
             },
             deny: Networks::new(&config.limits.deny),
-            limiter: Limiter::new(&config.limits, gateway.clients_tracked).map(Box::new),
+            limiter: Limiter::new(&config.limits, gateway).map(Box::new),
             config,
         }
     }

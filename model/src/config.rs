@@ -151,8 +151,13 @@ pub enum Sticky {
 pub struct Limits {
     /// Client networks that are refused (403).
     pub deny: Vec<IpNet>,
-    /// Requests per second of one client address. 0-1,000,000, 0: no limit.
+    /// Requests per second of one client address (IPv6: /64). 0-1,000,000, 0: the gateway's default.
     pub requests_per_second_per_client: u32,
+    /// Requests that one client may make at once before that rate counts; at most a minute's worth. 0-1,000,000, 0: one
+    /// second's worth of an own rate, else the gateway's default.
+    pub request_burst_per_client: u32,
+    /// No rate per client, not even the gateway's.
+    pub unlimited_per_client: bool,
     /// Requests per second of the whole app. 0-1,000,000, 0: no limit.
     pub requests_per_second: u32,
     /// Largest request body in bytes. 0-1,099,511,627,776 (1 TiB), 0: the gateway's default (100 MiB).
@@ -225,6 +230,8 @@ impl AppConfig {
         let per_client = l.requests_per_second_per_client;
         within(e, "/slow_start_s", self.slow_start_s, 0, 3_600);
         within(e, "/limits/requests_per_second_per_client", per_client, 0, 1_000_000);
+        let burst = l.request_burst_per_client;
+        within(e, "/limits/request_burst_per_client", burst, 0, 1_000_000);
         within(e, "/limits/requests_per_second", l.requests_per_second, 0, 1_000_000);
         within(e, "/limits/max_body_bytes", l.max_body_bytes, 0, 1 << 40);
         within(e, "/limits/max_in_flight", l.max_in_flight, 0, 1_000_000);
@@ -268,6 +275,7 @@ mod tests {
         let most = AppConfig {
             limits: Limits {
                 requests_per_second_per_client: 1_000_000,
+                request_burst_per_client: 1_000_000,
                 requests_per_second: 1_000_000,
                 max_body_bytes: 1 << 40,
                 max_in_flight: 1_000_000,
@@ -283,6 +291,7 @@ mod tests {
         assert_eq!(most.check(), []);
         let mut beyond = most;
         beyond.limits.requests_per_second_per_client += 1;
+        beyond.limits.request_burst_per_client += 1;
         beyond.limits.requests_per_second += 1;
         beyond.limits.max_body_bytes += 1;
         beyond.limits.max_in_flight += 1;
@@ -294,6 +303,7 @@ mod tests {
             fields,
             [
                 "/limits/requests_per_second_per_client",
+                "/limits/request_burst_per_client",
                 "/limits/requests_per_second",
                 "/limits/max_body_bytes",
                 "/limits/max_in_flight",

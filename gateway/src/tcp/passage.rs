@@ -22,6 +22,7 @@ use crate::door::Open;
 use crate::eject::{Endpoint, Entered};
 use crate::limit::OneConnection;
 use crate::outcome;
+use crate::rate::{Asking, Held};
 use crate::table::App;
 use crate::upstream;
 use crate::worker::Worker;
@@ -240,7 +241,8 @@ fn admit(passage: &Passage, under_way: u32) -> Result<Option<OneConnection>, Out
         Some(shared.connections.open(ip).ok_or(Outcome::Overloaded)?)
     };
     if let Some(limiter) = &settings.limiter
-        && limiter.check(ip).is_err()
+        && let asking = Asking::new(shared, app, ip, Instant::now())
+        && limiter.check(&shared.clients, &Held::default(), asking).is_err()
     {
         return Err(Outcome::RateLimited);
     }

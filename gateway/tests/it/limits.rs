@@ -104,6 +104,74 @@ async fn rates_of_a_client() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_rate_of_a_client_unless_the_app_has_its_own() {
+    let app = Recorder::start("app").await;
+    let own = limits(Limits {
+        requests_per_second_per_client: 1,
+        request_burst_per_client: 5,
+        ..Limits::default()
+    });
+    let none = limits(Limits {
+        unlimited_per_client: true,
+        ..Limits::default()
+    });
+    let slow = gateway::Config {
+        requests_per_second_per_client: 1,
+        request_burst_per_client: 2,
+        trusted_proxies: vec!["127.0.0.2/32".parse().unwrap(), "127.0.0.3/32".parse().unwrap()],
+        ..config()
+    };
+    let entries = [
+        ("hello", "1", "a", app.at),
+        ("own", "1", "b", app.at),
+        ("none", "1", "c", app.at),
+    ];
+    let gateway = Gateway::with(slow, &entries, &[("own", own), ("none", none)]).await;
+    // Also an idle client of before: each request has a connection of its own, and one connection asks all.
+    for (host, most) in [("hello", 2), ("own", 5), ("none", 20)] {
+        let (mut good, began) = (0, std::time::Instant::now());
+        for _ in 0..20 {
+            let answer = gateway.get(&format!("{host}.localhost"), "/").await;
+            assert!(matches!(answer.status, 200 | 429), "{}", answer.head);
+            good += u64::from(answer.status == 200);
+        }
+        let most = if most < 20 {
+            most + began.elapsed().as_secs() + 1
+        } else {
+            most
+        };
+        assert!(good <= most && good >= most.min(2), "{good} of {host}, at most {most}");
+    }
+    // Proxies that are trusted are no clients; whom they speak for is, wherever it comes through.
+    let from = |proxy: u8, behind: Option<&str>| {
+        let forwarded = behind.map_or(String::new(), |ip| format!("X-Forwarded-For: {ip}\r\n"));
+        let request = format!("GET / HTTP/1.1\r\nHost: hello.localhost\r\n{forwarded}Connection: close\r\n\r\n");
+        let at = gateway.http;
+        async move {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, proxy], 0).into()).unwrap();
+            let mut stream = socket.connect(at).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).await.unwrap();
+            text[9..12].parse::<u16>().unwrap()
+        }
+    };
+    for _ in 0..10 {
+        assert_eq!(from(2, None).await, 200);
+        assert_eq!(from(2, Some("127.0.0.3")).await, 200);
+    }
+    let mut refused = 0;
+    for i in 0..10 {
+        let host = format!("2001:db8:1:2::{i}");
+        refused += u32::from(from(2 + i % 2, Some(&host)).await == 429);
+    }
+    assert!(refused >= 5, "{refused} of 10 of one /64");
+    assert_eq!(from(2, Some("2001:db8:1:3::1")).await, 200);
+    assert_eq!(from(2, Some("198.51.100.7")).await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_under_way_per_app() {
     let (hold, _) = upstream(|mut stream, _| async move {
         let mut rest = Vec::new();

@@ -91,6 +91,11 @@ pub(in crate::api) struct Limits {
     deny: Option<Vec<String>>,
     #[schema(minimum = 0, maximum = 1000000)]
     requests_per_second_per_client: Option<u32>,
+    /// Requests that one client may make at once before that rate counts.
+    #[schema(minimum = 0, maximum = 1000000)]
+    request_burst_per_client: Option<u32>,
+    /// No rate per client, not even the gateway's.
+    unlimited_per_client: Option<bool>,
     #[schema(minimum = 0, maximum = 1000000)]
     requests_per_second: Option<u32>,
     /// Largest request body in bytes, at most 1 TiB.
