@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::eject::Endpoint;
 use crate::shared::Shared;
 use crate::table::{App, AppShared, Settings};
-use crate::{acme, snapshot_file, tcp};
+use crate::{acme, route, snapshot_file, tcp};
 
 /// Between acknowledgements, and between looks at what drains.
 const PACE: Duration = Duration::from_millis(20);
@@ -211,14 +211,8 @@ impl Follower {
         }
         let configured = config.is_some();
         let config = config.unwrap_or_default();
-        let under = format!(".{}", self.shared.config.domain);
-        let domains: Vec<Box<str>> = config
-            .domains
-            .iter()
-            // Names under the gateway's own domain belong to the apps of those names, whoever claims them.
-            .filter(|d| d.contains('.') && !d.ends_with(&under) && **d != self.shared.config.domain)
-            .map(|d| d.to_ascii_lowercase().into_boxed_str())
-            .collect();
+        let own = &self.shared.config.domain;
+        let domains: Vec<Box<str>> = config.domains.iter().filter_map(|d| route::key_of(d, own)).collect();
         let settings = if config == self.defaults.config {
             Arc::clone(&self.defaults)
         } else {

@@ -304,16 +304,12 @@ fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -
         }
         let mut scratch = route::SCRATCH;
         let name = route::name(host.as_bytes(), &mut scratch).map_err(|_| Reason::BadHost)?;
-        let key = match route::target(name, &worker.shared.config.domain) {
-            Target::App(app) => app,
-            Target::Version { version, app } => {
-                ask.version = Some(version.into());
-                app
-            }
-            Target::Domain(domain) if domain.contains('.') => domain,
-            Target::Domain(_) => return Err(Reason::UnknownApp),
-        };
-        let app = table.get(key).ok_or_else(|| match worker.shared.is_loaded() {
+        let own = &worker.shared.config.domain;
+        let target = route::target(name, own);
+        if let Target::Version { version, .. } = target {
+            ask.version = Some(version.into());
+        }
+        let app = table.find(target, own).ok_or_else(|| match worker.shared.is_loaded() {
             true => Reason::UnknownApp,
             false => Reason::NotReady,
         })?;

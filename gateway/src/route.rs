@@ -83,6 +83,29 @@ pub(crate) fn target<'a>(host: &'a str, domain: &str) -> Target<'a> {
     }
 }
 
+/// Under which key the table has a custom domain of an app; none for names under the gateway's own domain, which belong to the
+/// apps of those names whoever claims them, and for what no host can be. Of a wildcard (`*.example.com`) it is what follows the
+/// label (`.example.com`): no host begins so.
+pub(crate) fn key_of(domain: &str, own: &str) -> Option<Box<str>> {
+    let lower = domain.to_ascii_lowercase();
+    let key = match lower.strip_prefix('*') {
+        Some(rest) if rest.starts_with('.') && rest[1..].contains('.') => rest,
+        Some(_) => return None,
+        None if lower.starts_with('.') || !lower.contains('.') => return None,
+        None => &lower,
+    };
+    let under = key
+        .strip_suffix(own)
+        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    (!under).then(|| key.into())
+}
+
+/// The key of the wildcard that a name falls under; none for the gateway's own domain.
+pub(crate) fn wildcard<'a>(name: &'a str, own: &str) -> Option<&'a str> {
+    let dot = name.find('.')?;
+    (name != own).then(|| &name[dot..])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,6 +199,32 @@ mod tests {
         ] {
             assert_eq!(target(other, "localhost"), Target::Domain(other));
         }
+    }
+
+    #[test]
+    fn domains_of_apps_and_the_names_under_them() {
+        let key = |domain| key_of(domain, "apps.test");
+        assert_eq!(key("Shop.example.com").as_deref(), Some("shop.example.com"));
+        assert_eq!(key("*.example.com").as_deref(), Some(".example.com"));
+        assert_eq!(key("*.notapps.test").as_deref(), Some(".notapps.test"));
+        for none in [
+            "apps.test",
+            "hello.apps.test",
+            "*.apps.test",
+            "*.hello.apps.test",
+            "*.com",
+            "*",
+            "*.",
+            "*com.a",
+            ".example.com",
+            "localhost",
+        ] {
+            assert_eq!(key(none), None, "{none}");
+        }
+        assert_eq!(wildcard("a.example.com", "apps.test"), Some(".example.com"));
+        assert_eq!(wildcard("b.a.example.com", "apps.test"), Some(".a.example.com"));
+        assert_eq!(wildcard("apps.test", "apps.test"), None);
+        assert_eq!(wildcard("localhost", "apps.test"), None);
     }
 
     proptest! {

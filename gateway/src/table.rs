@@ -15,6 +15,7 @@ use crate::eject::{Clock, Endpoint, State};
 use crate::limit::{Networks, RetryBudget};
 use crate::metrics::{AppStats, VersionStats};
 use crate::rate::Limiter;
+use crate::route::{self, Target};
 use crate::tcp;
 
 /// What stays of an app while its configuration and endpoints come and go.
@@ -175,10 +176,13 @@ type Shard = HashMap<Box<str>, Arc<App>, RandomState>;
 /// Number of shards: at 100,000 apps a change copies some 50 entries.
 const SHARDS: usize = 2_048;
 
-/// All apps, by name (`hello`) and by custom domain (`shop.example.com`; names have no dot, domains have one).
+/// All apps, by name (`hello`) and by custom domain (`shop.example.com`, or `.example.com` for `*.example.com`; names have no dot,
+/// domains have one).
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Arc<Shard>]>,
+    /// How many of the domains are wildcards.
+    wildcards: usize,
     /// Which one it is: no other has had this number.
     pub(crate) made: u64,
 }
@@ -193,6 +197,7 @@ impl Default for Table {
         let empty = Arc::new(Shard::default());
         Self {
             shards: vec![empty; SHARDS].into(),
+            wildcards: 0,
             made: next_number(),
         }
     }
@@ -209,6 +214,22 @@ fn shard_of(key: &str) -> usize {
 }
 
 impl Table {
+    /// The app that a host names, at a gateway for the domain `own`. A domain that no app has by itself may fall under a wildcard.
+    #[inline]
+    pub(crate) fn find(&self, target: Target<'_>, own: &str) -> Option<&Arc<App>> {
+        match target {
+            Target::App(app) | Target::Version { app, .. } => self.get(app),
+            Target::Domain(name) if name.contains('.') => {
+                let exact = self.get(name);
+                if exact.is_some() || self.wildcards == 0 {
+                    return exact;
+                }
+                self.get(route::wildcard(name, own)?)
+            }
+            Target::Domain(_) => None,
+        }
+    }
+
     /// The app under that name or domain.
     #[inline]
     pub(crate) fn get(&self, key: &str) -> Option<&Arc<App>> {
@@ -219,14 +240,19 @@ impl Table {
     pub(crate) fn with(&self, changes: impl IntoIterator<Item = (Box<str>, Option<Arc<App>>)>) -> Self {
         let mut next = Self {
             shards: self.shards.clone(),
+            wildcards: self.wildcards,
             made: next_number(),
         };
         for (key, app) in changes {
             let shard = Arc::make_mut(&mut next.shards[shard_of(&key)]);
-            match app {
+            let (wildcard, is) = (key.starts_with('.'), app.is_some());
+            let was = match app {
                 Some(app) => shard.insert(key, app),
                 None => shard.remove(&key),
             };
+            if wildcard {
+                next.wildcards = next.wildcards + usize::from(is) - usize::from(was.is_some());
+            }
         }
         next
     }
@@ -255,6 +281,33 @@ mod tests {
         }
         assert_eq!(shared.versions().len(), PAST_VERSIONS + 1);
         assert!(Arc::ptr_eq(&kept, &shared.version(&"0".parse().expect("version"))));
+    }
+
+    #[test]
+    fn wildcards_are_looked_up_only_where_there_are_some() {
+        let one = Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
+        let other = Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
+        let found = |table: &Table, name: &str| {
+            let found = table.find(route::target(name, "apps.test"), "apps.test");
+            found.map(|app| if Arc::ptr_eq(app, &one) { 1 } else { 2 })
+        };
+        let wild = |app: &Arc<App>| -> (Box<str>, Option<Arc<App>>) { (".example.com".into(), Some(Arc::clone(app))) };
+        let table = Table::default().with([wild(&one), ("shop.example.com".into(), Some(Arc::clone(&other)))]);
+        let table = table.with([wild(&one)]);
+        assert_eq!(table.wildcards, 1);
+        assert_eq!(found(&table, "any.example.com"), Some(1));
+        assert_eq!(found(&table, "shop.example.com"), Some(2));
+        for none in [
+            "example.com",
+            "a.b.example.com",
+            "any.example.org",
+            "any.apps.test",
+            "apps.test",
+        ] {
+            assert_eq!(found(&table, none), None, "{none}");
+        }
+        let table = table.with([(".example.com".into(), None), (".example.org".into(), None)]);
+        assert_eq!((table.wildcards, found(&table, "any.example.com")), (0, None));
     }
 
     #[test]

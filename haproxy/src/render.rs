@@ -124,7 +124,8 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
     let mut text = String::from("# Written by `caas haproxy`: changes made here are lost.\n\n");
     text.push_str(preamble.trim_end());
     text.push_str("\n\n");
-    front(&mut text, config, &map_path);
+    let wildcards = hosts.keys().any(|host| host.starts_with("*."));
+    front(&mut text, config, &map_path, wildcards);
     for app in apps.values() {
         match app.config.protocol {
             Protocol::Tcp => {}
@@ -151,16 +152,27 @@ fn several(app: &App<'_>) -> BTreeSet<String> {
     if versions.len() < 2 { BTreeSet::new() } else { versions }
 }
 
-/// Which host of the wanted apps leads to which backend. Names under the adapter's own domain belong to the apps of those names; a custom domain to
-/// the first app that has it.
+/// Where hosts lead that are nobody's here.
+const NOBODY: &str = "caas:unknown";
+
+/// Whether the name is a domain that an app may have, or a wildcard of one label more.
+fn is_domain(name: &str, config: &Config) -> bool {
+    let rest = name.strip_prefix("*.").unwrap_or(name);
+    let own = name == config.domain || rest == config.domain || rest.ends_with(&format!(".{}", config.domain));
+    is_host(rest) && rest.contains('.') && !own
+}
+
+/// Which host of the wanted apps leads to which backend; a wildcard as `*.example.com`. Names under the adapter's own domain belong to the apps of
+/// those names; a custom domain to the first app that has it. Other apps' names that would fall under a wildcard lead to nobody.
 fn hosts(
     apps: &BTreeMap<&AppId, App<'_>>,
     config: &Config,
     wanted: impl Fn(&App<'_>) -> bool,
 ) -> BTreeMap<String, String> {
-    let mut hosts = BTreeMap::new();
+    let mut hosts = BTreeMap::from([(config.domain.clone(), NOBODY.to_owned())]);
     let under = format!(".{}", config.domain);
     let name = |app: &App<'_>| match app.config.protocol {
+        _ if !wanted(app) => NOBODY.to_owned(),
         Protocol::Tcp => format!("tcp:{}", app.id),
         _ => format!("app:{}", app.id),
     };
@@ -180,17 +192,26 @@ fn hosts(
             }
         }
     }
-    for app in apps.values().filter(|app| wanted(app)) {
+    for app in apps.values() {
         for domain in app.config.domains.iter().map(|d| d.to_ascii_lowercase()) {
-            if is_host(&domain) && domain.contains('.') && !domain.ends_with(&under) && domain != config.domain {
+            if is_domain(&domain, config) {
                 hosts.entry(domain).or_insert_with(|| name(app));
             }
         }
     }
+    let wild = hosts.iter().filter(|(_, backend)| *backend != NOBODY);
+    let wild: BTreeSet<String> = wild
+        .filter_map(|(host, _)| Some(host.strip_prefix("*.")?.to_owned()))
+        .collect();
+    let covered = |host: &str| {
+        host.split_once('.')
+            .is_some_and(|(label, rest)| label != "*" && wild.contains(rest))
+    };
+    hosts.retain(|host, backend| backend != NOBODY || covered(host));
     hosts
 }
 
-fn front(text: &mut String, config: &Config, map: &std::path::Path) {
+fn front(text: &mut String, config: &Config, map: &std::path::Path, wildcards: bool) {
     let _ = write!(
         text,
         "\
@@ -202,15 +223,35 @@ frontend caas
     http-request set-header X-Forwarded-Proto http unless {{ ssl_fc }}
     http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
     http-request set-header X-Forwarded-Host %[req.hdr(host)]
-    use_backend %[req.hdr(host),host_only,lower,map_str({map},caas:unknown)]
-
-backend caas:unknown
+",
+        bind = config.bind,
+    );
+    let map = map.display();
+    let _ = if wildcards {
+        // The name itself, else `*.` and what follows its first label.
+        write!(
+            text,
+            "    http-request set-var(txn.caas_to) req.hdr(host),host_only,lower,map_str({map})
+    http-request set-var(txn.caas_up) req.hdr(host),host_only,lower,field(2,.,0)
+    http-request set-var(txn.caas_to) str(*.),concat(,txn.caas_up),map_str({map}) unless {{ var(txn.caas_to) -m found }}
+    use_backend %[var(txn.caas_to)] if {{ var(txn.caas_to) -m found }}
+    default_backend {NOBODY}
+"
+        )
+    } else {
+        writeln!(
+            text,
+            "    use_backend %[req.hdr(host),host_only,lower,map_str({map},{NOBODY})]"
+        )
+    };
+    let _ = write!(
+        text,
+        "
+backend {NOBODY}
     mode http
     http-request return status 404 content-type text/plain string \"no app has this host\" hdr X-Caas-Reason unknown_app
 
-",
-        bind = config.bind,
-        map = map.display(),
+"
     );
 }
 
@@ -370,12 +411,26 @@ frontend caas:tls
     bind {at}
     timeout client 1h
     tcp-request inspect-delay 10s
-    tcp-request content accept if {{ req.ssl_hello_type 1 }}
-    tcp-request content reject
 "
     );
-    for (host, backend) in hosts {
+    for (host, _) in hosts.iter().filter(|(_, backend)| *backend == NOBODY) {
+        let _ = writeln!(text, "    tcp-request content reject if {{ req.ssl_sni -i {host} }}");
+    }
+    text.push_str("    tcp-request content accept if { req.ssl_hello_type 1 }\n    tcp-request content reject\n");
+    // Of several lines the first that fits holds: names before wildcards.
+    let (wild, exact): (Vec<_>, Vec<_>) = hosts
+        .iter()
+        .filter(|(_, backend)| *backend != NOBODY)
+        .partition(|(host, _)| host.starts_with("*."));
+    for (host, backend) in exact {
         let _ = writeln!(text, "    use_backend {backend} if {{ req.ssl_sni -i {host} }}");
+    }
+    for (host, backend) in wild {
+        let rest = &host[2..];
+        let _ = writeln!(
+            text,
+            "    use_backend {backend} if {{ req.ssl_sni,field(2,.,0) -i {rest} }}"
+        );
     }
     text.push('\n');
 }

@@ -259,13 +259,19 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
         domains: vec!["shop.example.com".into()],
         ..AppConfig::default()
     };
+    let wild = AppConfig {
+        domains: vec!["*.example.com".into()],
+        ..AppConfig::default()
+    };
     let revision = world
         .apply(vec![
             put("hello", "1", "c1", one),
             put("hello", "1", "c2", two),
             put("shop", "7", "c4", three),
             put("db", "1", "c5", two),
+            put("wild", "1", "c6", one),
             RegistryChange::Config("shop".parse().expect("id"), shop),
+            RegistryChange::Config("wild".parse().expect("id"), wild),
             RegistryChange::Config("db".parse().expect("id"), db),
         ])
         .await;
@@ -279,6 +285,10 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
     assert_eq!(names.into_iter().collect::<Vec<_>>(), ["one", "two"]);
     assert_eq!(heard("SHOP.example.com:80").await, (200, "three".into()));
     assert_eq!(heard("7--shop.test").await.1, "three");
+    assert_eq!(heard("Any.Example.com:80").await, (200, "one".into()));
+    for nobody in ["example.com", "a.b.example.com", "any.example.org"] {
+        assert_eq!(heard(nobody).await.0, 404, "{nobody}: a wildcard stands for one label");
+    }
     assert_eq!(heard("nobody.test").await.0, 404);
     assert_eq!(heard("db.test").await.0, 404, "no web server");
     let tcp = SocketAddr::from(([127, 0, 0, 1], tcp_port));
@@ -388,7 +398,7 @@ async fn tls_is_passed_on_by_the_name_that_clients_say() {
             RegistryChange::Config(
                 "vault".parse().expect("id"),
                 config(
-                    r#"{"protocol":"tcp","tcp":{"passthrough":true},"weights":{"1":100},"domains":["vault.example.com"],
+                    r#"{"protocol":"tcp","tcp":{"passthrough":true},"weights":{"1":100},"domains":["vault.example.com","*.example.com"],
                         "limits":{"deny":["192.0.2.0/24"]}}"#,
                 ),
             ),
@@ -402,6 +412,8 @@ async fn tls_is_passed_on_by_the_name_that_clients_say() {
         ("VAULT.example.com", Some("vault")),
         ("1--vault.test", Some("vault")),
         ("2--vault.test", Some("other")),
+        ("Any.example.com", Some("vault")),
+        ("a.b.example.com", None),
         ("web.test", None),
         ("web.example.com", None),
         ("nobody.test", None),

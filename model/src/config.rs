@@ -14,7 +14,8 @@ use crate::{SpecError, Version};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AppConfig {
-    /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case.
+    /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case; `*.example.com` stands for every name of one label more that
+    /// no app has by itself.
     pub domains: Vec<String>,
     /// What the app speaks.
     pub protocol: Protocol,
@@ -188,10 +189,10 @@ impl AppConfig {
             errors.push(SpecError::new("/domains", "at most 100 domains"));
         }
         for (i, domain) in self.domains.iter().enumerate() {
-            if !domain_name(domain) {
+            if !domain_name(domain.strip_prefix("*.").unwrap_or(domain)) || domain.len() > 253 {
                 errors.push(SpecError::new(
                     format!("/domains/{i}"),
-                    format!("{domain:?} must be a lower-case domain name such as shop.example.com"),
+                    format!("{domain:?} must be a lower-case domain name such as shop.example.com or *.example.com"),
                 ));
             }
         }
@@ -319,6 +320,36 @@ mod tests {
         assert!(domain_name("shop.example.com"));
         for bad in ["", "a", "A.b", "-a.b", "a-.b", "a..b", "a.b.", "a_b.c", "a.b/c"] {
             assert!(!domain_name(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_domain_may_stand_for_all_names_of_one_label_more() {
+        let errors = |domain: &str| {
+            let config = AppConfig {
+                domains: vec![domain.into()],
+                ..AppConfig::default()
+            };
+            config.check().len()
+        };
+        for good in ["shop.example.com", "*.example.com", "*.a.b.example.com"] {
+            assert_eq!(errors(good), 0, "{good}");
+        }
+        let long = format!("*.{}a.example.com", "abcdefghi.".repeat(24));
+        for bad in [
+            "*",
+            "*.",
+            "*.com",
+            "*example.com",
+            "a.*.com",
+            "a*.example.com",
+            "*.*.example.com",
+            "**.example.com",
+            "*.Example.com",
+            ".example.com",
+            &long,
+        ] {
+            assert_eq!(errors(bad), 1, "{bad}");
         }
     }
 

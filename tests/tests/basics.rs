@@ -238,10 +238,11 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
         seen(domain, 403, "denied").await?;
     }
     let configure = async |config: Value| p.api.call("PUT", "/apps/shop/config", Some(&config)).await?.ok();
-    configure(json!({"domains": ["shop.example.com"], "acme": false})).await?;
-    for domain in ["shop.example.com", &p.domain("shop"), &version] {
+    configure(json!({"domains": ["shop.example.com", "*.shop.example.com"], "acme": false})).await?;
+    for domain in ["shop.example.com", "any.shop.example.com", &p.domain("shop"), &version] {
         seen(domain, 200, "").await?;
     }
+    seen("a.b.shop.example.com", 404, "unknown_app").await?;
     seen(&p.domain("2--shop"), 503, "no_endpoints").await?;
 
     // A rate: what is above it is told when to come again, and the next second goes on.

@@ -216,6 +216,9 @@ impl Gateway {
             .arg("--pid-file")
             .arg(at("pid"))
             .env("CAAS_GATEWAY__TCP_PORTS", "1024-65535")
+            // All clients have one address.
+            .env("CAAS_GATEWAY__REQUESTS_PER_SECOND_PER_CLIENT", "1000000")
+            .env("CAAS_GATEWAY__REQUEST_BURST_PER_CLIENT", "1000000")
             .stdout(Stdio::null())
             .stderr(fs::File::create(at("log")).expect("a log"))
             .spawn()

@@ -19,7 +19,7 @@ use crate::table::App;
 struct Explanation<'a> {
     host: String,
     path: &'a str,
-    /// What in the host decided: `app`, `version`, `domain`, or `none`.
+    /// What in the host decided: `app`, `version`, `domain`, `wildcard`, or `none`.
     rule: &'static str,
     app: &'a str,
     /// The version that the request must have; else `shares` say.
@@ -85,24 +85,18 @@ pub(super) fn explain<'a>(shared: &Shared, said: &impl Fn(&str) -> Option<&'a st
         return Ok(serde_json::to_string(&explanation).unwrap_or_default());
     };
     name.clone_into(&mut explanation.host);
-    let key = match route::target(name, &shared.config.domain) {
-        Target::App(app) => {
-            explanation.rule = "app";
-            app
-        }
-        Target::Version { version, app } => {
-            explanation.rule = "version";
+    let own = &shared.config.domain;
+    let target = route::target(name, own);
+    let found = table.find(target, own);
+    explanation.rule = match target {
+        Target::App(_) => "app",
+        Target::Version { version, .. } => {
             ask.version = Some(version.into());
-            app
+            "version"
         }
-        Target::Domain(domain) => {
-            explanation.rule = "domain";
-            domain
-        }
+        Target::Domain(_) if table.get(name).is_some() => "domain",
+        Target::Domain(_) => "wildcard",
     };
-    let found = table
-        .get(key)
-        .filter(|_| explanation.rule != "domain" || key.contains('.'));
     let refused = match found {
         None => {
             explanation.rule = "none";

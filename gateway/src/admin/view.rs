@@ -97,7 +97,9 @@ pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'
 
 /// The host that a key of the table stands for.
 fn host(shared: &Shared, key: &str) -> String {
-    if key.contains('.') {
+    if key.starts_with('.') {
+        format!("*{key}")
+    } else if key.contains('.') {
         key.to_owned()
     } else {
         format!("{key}.{}", shared.config.domain)

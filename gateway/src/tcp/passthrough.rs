@@ -15,13 +15,13 @@ pub(crate) fn wanted(worker: &Worker, hello: &Hello) -> Option<(Arc<App>, Option
     let name = hello.server_name()?;
     let mut scratch = [0; 254];
     let name = route::name(name.as_bytes(), &mut scratch).ok()?;
-    let (key, version) = match route::target(name, &worker.shared.config.domain) {
-        Target::App(app) => (app, None),
-        Target::Version { version, app } => (app, Some(version.into())),
-        Target::Domain(domain) if domain.contains('.') => (domain, None),
-        Target::Domain(_) => return None,
+    let own = &worker.shared.config.domain;
+    let target = route::target(name, own);
+    let version = match target {
+        Target::Version { version, .. } => Some(version.into()),
+        Target::App(_) | Target::Domain(_) => None,
     };
-    let app = worker.app(key)?;
+    let app = worker.with_table(|table| table.find(target, own).cloned())?;
     let config = &app.settings.config;
     let wants = config.protocol == Protocol::Tcp && config.tcp.passthrough;
     wants.then_some((app, version))

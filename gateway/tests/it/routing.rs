@@ -1,8 +1,71 @@
 //! Which host goes where, and what the app sees.
 
 use model::AppConfig;
+use model::registry::RegistryChange;
 
 use crate::support::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wildcard_has_what_no_app_has_by_name() {
+    let (wild, shop) = (Recorder::start("wild").await, Recorder::start("shop").await);
+    let domains = |domains: &[&str]| AppConfig {
+        domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+        ..AppConfig::default()
+    };
+    let of_wild = domains(&["*.example.com", "*.apps.example.com", "*.shop.apps.example.com"]);
+    let own = gateway::Config {
+        domain: "apps.example.com".into(),
+        ..config()
+    };
+    let gateway = Gateway::with(
+        own,
+        &[("wild", "1", "a", wild.at), ("shop", "1", "b", shop.at)],
+        &[("wild", of_wild.clone()), ("shop", domains(&["shop.example.com"]))],
+    )
+    .await;
+    for (host, want) in [
+        ("any.example.com", "wild"),
+        ("Other.Example.com.:8080", "wild"),
+        ("2--any.example.com", "wild"),
+        ("SHOP.example.com", "shop"),
+        ("shop.apps.example.com", "shop"),
+        ("wild.apps.example.com", "wild"),
+    ] {
+        let answer = gateway.get(host, "/").await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, want), "{host}");
+    }
+    for host in [
+        "example.com",
+        "a.b.example.com",
+        "apps.example.com",
+        "nobody.apps.example.com",
+        "x.shop.apps.example.com",
+        "any.example.org",
+    ] {
+        let answer = gateway.get(host, "/").await;
+        assert_eq!((answer.status, answer.reason()), (404, "unknown_app"), "{host}");
+    }
+    for host in [".example.com", "*.example.com"] {
+        assert_eq!(gateway.get(host, "/").await.status, 400, "{host}");
+    }
+    let routes = gateway.admin("/routes").await.body;
+    assert!(routes.contains("\"host\":\"*.example.com\""), "{routes}");
+    for (host, rule, app) in [
+        ("any.example.com", "wildcard", "wild"),
+        ("shop.example.com", "domain", "shop"),
+        ("a.b.example.com", "none", ""),
+    ] {
+        let told: serde_json::Value =
+            serde_json::from_str(&gateway.admin(&format!("/explain?host={host}")).await.body).unwrap();
+        assert_eq!((&told["rule"], &told["app"]), (&rule.into(), &app.into()), "{told}");
+    }
+    // A name that an app gets is its own from then on, and the wildcard's again once it gives it back.
+    for (revision, names, want) in [(2, &["any.example.com"][..], "shop"), (3, &[][..], "wild")] {
+        let change = RegistryChange::Config("shop".parse().unwrap(), domains(names));
+        gateway.tell(changes(revision, vec![change]), revision).await;
+        assert_eq!(gateway.get("any.example.com", "/").await.body, want);
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hosts_find_their_apps() {

@@ -116,6 +116,9 @@ pub(crate) fn config() -> Config {
     Config {
         drain_delay_s: 0,
         drain_timeout_s: 5,
+        // All clients of a test have one address.
+        requests_per_second_per_client: 1_000_000,
+        request_burst_per_client: 1_000_000,
         ..Config::default()
     }
 }

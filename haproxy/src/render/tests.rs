@@ -151,6 +151,65 @@ fn tls_is_passed_on_where_that_is_wanted() {
 }
 
 #[test]
+fn a_wildcard_has_what_nobody_has_by_name() {
+    let entries = [
+        ("wild", "1", "c1", "10.0.0.1:2001"),
+        ("shop", "1", "c2", "10.0.0.1:2002"),
+        ("vault", "1", "c3", "10.0.0.1:2003"),
+    ];
+    let configs = [
+        (
+            "wild",
+            r#"{"domains":["*.example.com","*.test","*.a.test","*","*x.example.com","*.*.example.com"]}"#,
+        ),
+        (
+            "shop",
+            r#"{"domains":["shop.example.com","*.example.com","other.example.org"]}"#,
+        ),
+        (
+            "vault",
+            r#"{"protocol":"tcp","tcp":{"passthrough":true},"domains":["vault.example.com","*.vault.example.com"]}"#,
+        ),
+    ];
+    let settings = Config {
+        tls_passthrough: Some("0.0.0.0:443".parse().unwrap()),
+        ..settings()
+    };
+    let r = render(&snapshot(&entries, &configs), &settings, PREAMBLE);
+    // The first app, by name, that has a domain keeps it.
+    assert_eq!(
+        r.map,
+        "*.example.com app:shop\n1--shop.test app:shop\n1--wild.test app:wild\nother.example.org app:shop\n\
+         shop.example.com app:shop\nshop.test app:shop\nvault.example.com caas:unknown\nwild.test app:wild\n"
+    );
+    let own = Config {
+        domain: "apps.example.com".into(),
+        ..settings.clone()
+    };
+    let map = render(&snapshot(&entries, &configs), &own, PREAMBLE).map;
+    assert!(map.contains("\napps.example.com caas:unknown\n"), "{map}");
+    let rules: Vec<&str> = r
+        .text
+        .lines()
+        .map(str::trim)
+        .filter(|l| l.contains("ssl_sni"))
+        .collect();
+    assert_eq!(
+        rules,
+        [
+            "use_backend tcp:vault if { req.ssl_sni -i 1--vault.test }",
+            "use_backend tcp:vault if { req.ssl_sni -i vault.example.com }",
+            "use_backend tcp:vault if { req.ssl_sni -i vault.test }",
+            "use_backend tcp:vault if { req.ssl_sni,field(2,.,0) -i vault.example.com }",
+        ]
+    );
+    assert!(
+        rendered(&entries, &configs[2..]).text.contains("caas:unknown)]"),
+        "one look-up without a wildcard"
+    );
+}
+
+#[test]
 fn nothing_of_the_registry_becomes_configuration_of_its_own() {
     let evil = r#"{"domains":["a.b\n    server x 6.6.6.6:80","a b.c","*.x","a\".b.c","ok.example"],
         "balance":"consistent_hash","hash":{"header":"x) if { always_true }\nlisten evil"}}"#;

@@ -385,6 +385,16 @@ pub(super) async fn a_domain_has_one_app((store, other): Handles) {
     assert!(store.app_delete(&first.id, T).await.expect("an answer"));
     committed(&*store, &named("third", &["b.example.com"])).await;
 
+    // A wildcard is a domain like any other; names under it may be other apps'.
+    let (wild, _) = committed(&*store, &named("wild", &["*.example.com"])).await;
+    let outcome = other.intent_commit(&named("wilder", &["*.example.com"]), T).await;
+    let taken = IntentOutcome::DomainTaken {
+        domain: "*.example.com".into(),
+        owner: wild.id.clone(),
+    };
+    assert_eq!(outcome.expect("an answer"), taken);
+    committed(&*store, &named("tame", &["tame.example.com", "*.tame.example.com"])).await;
+
     for round in 0..5 {
         let domains = [format!("x{round}.example.com"), format!("y{round}.example.com")];
         let tries = (0..6).map(|n| {
