@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use model::config::Protocol;
 use model::store::{IntentOutcome, Store, StoreError};
 use model::{EventKind, NewEvent, Timestamp};
 use support::{MariaDb, fresh_database, handle, skipped};
@@ -116,18 +117,46 @@ async fn domains_are_taken_over(url: &str, mut run: impl AsyncFnMut(&'static str
     );
 }
 
+/// Takes the schema at `url` back to before releases had a protocol, and forward again.
+async fn releases_speak_what_their_app_does(url: &str, mut run: impl AsyncFnMut(&'static str)) {
+    let store = handle(url).await;
+    let mut rpc = model::contract::store::deploy("rpc");
+    rpc.app.config.protocol = Protocol::H2c;
+    let mut plain = model::contract::store::deploy("plain");
+    for intent in [&mut rpc, &mut plain] {
+        intent.release.as_mut().expect("there").protocol = None;
+        let committed = store.intent_commit(intent, Timestamp::now()).await;
+        assert!(matches!(committed, Ok(IntentOutcome::Committed(..))), "{committed:?}");
+    }
+    for sql in [
+        // As very old ones have it.
+        "UPDATE apps SET config = '{}' WHERE id = 'plain'",
+        "ALTER TABLE releases DROP COLUMN protocol",
+        "DELETE FROM _sqlx_migrations WHERE version = 9",
+    ] {
+        run(sql).await;
+    }
+    caas_backends::store::migrate(url).await.expect("migrated");
+    let store = handle(url).await;
+    for (intent, protocol) in [(rpc, Protocol::H2c), (plain, Protocol::Http)] {
+        let release = store.release_fetch(&intent.app.id, 1).await.expect("an answer");
+        assert_eq!(release.expect("there").protocol, Some(protocol));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn store_knows_domains_of_before_their_table() {
+async fn store_takes_over_what_is_older() {
     let directory = tempfile::tempdir().expect("a directory");
     let url = format!("sqlite://{}", directory.path().join("caas.db").display());
     caas_backends::store::migrate(&url).await.expect("migrated");
     let mut connection = <sqlx::SqliteConnection as sqlx::Connection>::connect(&url)
         .await
         .expect("connected");
-    domains_are_taken_over(&url, async |sql| {
+    let mut run = async |sql| {
         sqlx::raw_sql(sql).execute(&mut connection).await.expect("done");
-    })
-    .await;
+    };
+    domains_are_taken_over(&url, &mut run).await;
+    releases_speak_what_their_app_does(&url, &mut run).await;
 
     let Some((_server, base)) = server().await else {
         return;
@@ -136,10 +165,11 @@ async fn store_knows_domains_of_before_their_table() {
     let mut connection = <sqlx::MySqlConnection as sqlx::Connection>::connect(&url)
         .await
         .expect("connected");
-    domains_are_taken_over(&url, async |sql| {
+    let mut run = async |sql| {
         sqlx::raw_sql(sql).execute(&mut connection).await.expect("done");
-    })
-    .await;
+    };
+    domains_are_taken_over(&url, &mut run).await;
+    releases_speak_what_their_app_does(&url, &mut run).await;
 }
 
 #[tokio::test]

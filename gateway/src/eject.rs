@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use model::Load;
+use model::config::Protocol;
 use model::registry::EntryKey;
 
 use crate::balance::{Latency, PENALTY_US};
@@ -49,6 +50,8 @@ pub(crate) struct Endpoint {
     pub(crate) address: SocketAddr,
     /// Requests and tunnels under way.
     in_flight: AtomicU32,
+    /// It is spoken to in HTTP/2 without TLS: its release says so.
+    h2c: AtomicBool,
     /// Set before the table without it is published; never taken back.
     withdrawn: AtomicBool,
     /// Failures in a row.
@@ -126,6 +129,7 @@ impl Endpoint {
             key,
             address,
             in_flight: AtomicU32::new(0),
+            h2c: AtomicBool::new(false),
             withdrawn: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             until: AtomicU64::new(0),
@@ -140,6 +144,17 @@ impl Endpoint {
             last_error: Mutex::new(None),
             load: ArcSwapOption::empty(),
         }
+    }
+
+    /// What it is spoken to in from now on.
+    pub(crate) fn set_protocol(&self, protocol: Protocol) {
+        self.h2c.store(protocol == Protocol::H2c, Ordering::Relaxed);
+    }
+
+    /// Whether requests are made in HTTP/2 without TLS; else in HTTP/1.1.
+    #[inline]
+    pub(crate) fn h2c(&self) -> bool {
+        self.h2c.load(Ordering::Relaxed)
     }
 
     /// Where its host is and what it uses; `None`: not known (yet).

@@ -131,6 +131,7 @@ impl Follower {
         let entry = self.entry(&key.app);
         let stats = entry.shared.version(&key.version);
         let new = Arc::new(Endpoint::new(key.clone(), endpoint.0, since, stats));
+        new.set_protocol(entry.settings.config.protocol_of(&key.version));
         new.set_load(load);
         if let Some(old) = entry.endpoints.insert(place, new) {
             self.leaving.push(old);
@@ -221,6 +222,9 @@ impl Follower {
         let entry = self.entry(app);
         let before = std::mem::replace(&mut entry.settings, settings);
         let after = Arc::clone(&entry.settings);
+        for endpoint in entry.endpoints.values() {
+            endpoint.set_protocol(after.config.protocol_of(&endpoint.key.version));
+        }
         entry.configured = configured;
         entry.removed = false;
         let old = std::mem::replace(&mut entry.domains, domains.clone());

@@ -64,8 +64,6 @@ struct Admitted {
     /// It may be sent again although an app may have seen it.
     repeatable: bool,
     rules: Rules,
-    /// It goes out as an extended CONNECT; if that is accepted, this proves to the client that its handshake was understood.
-    socket: Option<HeaderValue>,
 }
 
 /// Answers one request; never fails.
@@ -243,14 +241,6 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     let has_body = !body.is_end_stream();
     // A tunnel's bytes begin after the head: with a body before them nobody could tell which are which.
     let upgrade = seen.facts.wants_upgrade() && !has_body && parts.version == Version::HTTP_11;
-    let mut socket = None;
-    if upgrade && settings.config.protocol == Protocol::H2c {
-        // Of all upgrades only this one has a form in HTTP/2, and its handshake ends here.
-        if !websocket::is_switch(&parts.headers) {
-            return Err(Reason::NoUpgrade.into());
-        }
-        socket = Some(websocket::accept(&parts.method, &parts.headers).ok_or(Reason::BadHandshake)?);
-    }
     let repeatable = retry::may_repeat(&parts.method, seen.idempotency_key);
     let rules = Rules {
         facts: seen.facts,
@@ -263,10 +253,7 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         },
         id: made_id,
         // hyper would leave such a body out.
-        chunked: has_body
-            && matches!(parts.method, Method::GET | Method::HEAD)
-            && settings.config.protocol == Protocol::Http
-            && body.size_hint().exact().is_none(),
+        chunked: has_body && matches!(parts.method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none(),
         bad_id,
     };
     if absolute {
@@ -292,7 +279,6 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         ask,
         repeatable,
         rules,
-        socket,
     })
 }
 
@@ -356,7 +342,6 @@ async fn attempt(
         ask,
         repeatable,
         rules,
-        socket,
     } = admitted;
     let repeatable = *repeatable;
     let (worker, exchange) = (Rc::clone(flight.worker()), Rc::clone(flight.exchange()));
@@ -385,6 +370,12 @@ async fn attempt(
         if !tried.is_empty() && !std::mem::take(&mut free) && !may_go_on(flight, &worker, app, now) {
             return Err(failure);
         }
+        let h2c = entered.endpoint().h2c();
+        // It goes there as an extended CONNECT; if that is accepted, this proves to the client that its handshake was understood.
+        let socket = match rules.upgrade {
+            Some(_) if h2c => Some(socket(parts)?),
+            _ => None,
+        };
         flight.attempts += 1;
         flight.hold(entered);
         flight.connect.set(Duration::ZERO);
@@ -404,14 +395,16 @@ async fn attempt(
             how: How {
                 only_new,
                 repeatable,
+                h2c,
                 socket: socket.is_some(),
+                chunked: rules.chunked,
             },
         };
         let Outcome { sent, kept, sender } = upstream::once(flight, call).await;
         let again = match sent {
             Sent::Answer => {
                 flight.upstream = now.elapsed().saturating_sub(flight.connect.get());
-                let mut accepted = accept(flight, answer.take(), sender, rules, socket.take());
+                let mut accepted = accept(flight, answer.take(), sender, rules, socket);
                 if let Err(reason) = &accepted {
                     outcome::no_answer(flight, &worker, app, *reason);
                 }
@@ -457,6 +450,15 @@ async fn attempt(
         free = kept;
         only_new |= free;
     }
+}
+
+/// What proves that an upgrade's handshake was understood, for an endpoint that speaks HTTP/2: of all upgrades only WebSocket has a
+/// form there, and its handshake ends here.
+fn socket(parts: &Parts) -> Result<HeaderValue, Reason> {
+    if !websocket::is_switch(&parts.headers) {
+        return Err(Reason::NoUpgrade);
+    }
+    websocket::accept(&parts.method, &parts.headers).ok_or(Reason::BadHandshake)
 }
 
 /// Whether a further endpoint may be tried: there is time left, and the retry budget allows it.

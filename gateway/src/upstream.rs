@@ -13,7 +13,6 @@ use http::header;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use model::config::Protocol;
 use rustix::io::Errno;
 use tokio::net::TcpStream;
 
@@ -57,8 +56,12 @@ pub(crate) struct How {
     pub(crate) only_new: bool,
     /// It may be sent again although the app may have seen it.
     pub(crate) repeatable: bool,
-    /// As an extended CONNECT for a WebSocket, where HTTP/2 is spoken.
+    /// In HTTP/2.
+    pub(crate) h2c: bool,
+    /// There as an extended CONNECT for a WebSocket.
     pub(crate) socket: bool,
+    /// The head says for HTTP/1.1 that there is a body.
+    pub(crate) chunked: bool,
 }
 
 /// What came of one try.
@@ -93,9 +96,10 @@ pub(crate) async fn once(flight: &Flight, mut call: Call<'_>) -> Outcome {
     let Some(entered) = flight.entered() else {
         return Outcome::of(Sent::Unsent, false);
     };
-    match call.app.settings.config.protocol {
-        Protocol::H2c => http2(flight, entered.endpoint(), &mut call).await,
-        Protocol::Http | Protocol::Tcp => http1(flight, entered.endpoint(), &mut call).await,
+    if call.how.h2c {
+        http2(flight, entered.endpoint(), &mut call).await
+    } else {
+        http1(flight, entered.endpoint(), &mut call).await
     }
 }
 
@@ -163,6 +167,9 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     }
     if !for_http2(&mut request) {
         return Outcome::of(Sent::Bad, kept);
+    }
+    if call.how.chunked {
+        request.headers_mut().remove(header::TRANSFER_ENCODING);
     }
     let mut sender = stream.sender();
     if call.how.socket {

@@ -129,10 +129,10 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
     for app in apps.values() {
         match app.config.protocol {
             Protocol::Tcp => {}
-            protocol => {
-                http_backend(&mut text, app, None, protocol, config);
+            Protocol::Http | Protocol::H2c => {
+                http_backend(&mut text, app, None, config);
                 for version in several(app) {
-                    http_backend(&mut text, app, Some(&version), protocol, config);
+                    http_backend(&mut text, app, Some(&version), config);
                 }
             }
         }
@@ -256,7 +256,7 @@ backend {NOBODY}
 }
 
 /// `version`: only endpoints of this one.
-fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, protocol: Protocol, config: &Config) {
+fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config: &Config) {
     let id = app.id;
     let _ = match version {
         Some(version) => writeln!(text, "backend app:{id}:{version}"),
@@ -275,7 +275,10 @@ fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, protoco
     timeout(text, "connect", times.connect_ms.into());
     timeout(text, "server", u64::from(times.response_s) * 1_000);
     timeout(text, "tunnel", u64::from(times.idle_s) * 1_000);
-    let suffix = if protocol == Protocol::H2c { " proto h2" } else { "" };
+    let suffix = |version: &Version| match settings.protocol_of(version) {
+        Protocol::H2c => " proto h2",
+        Protocol::Http | Protocol::Tcp => "",
+    };
     servers(text, app, version, suffix, config);
     text.push('\n');
 }
@@ -305,7 +308,13 @@ fn balance(text: &mut String, config: &AppConfig) {
     }
 }
 
-fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, config: &Config) {
+fn servers(
+    text: &mut String,
+    app: &App<'_>,
+    only: Option<&str>,
+    suffix: impl Fn(&Version) -> &'static str,
+    config: &Config,
+) {
     let most = app.config.limits.max_in_flight_per_endpoint;
     let check = if config.check { " check" } else { "" };
     // HAProxy refuses a whole configuration in which a name stands twice.
@@ -316,6 +325,7 @@ fn servers(text: &mut String, app: &App<'_>, only: Option<&str>, suffix: &str, c
         }
         // Who asks for a version by its host gets it, whatever its share.
         let weight = if only.is_some() { 100 } else { app.weight(version) };
+        let suffix = suffix(version);
         for (key, endpoint) in endpoints {
             if !names.insert(&key.container) {
                 continue;
@@ -397,7 +407,7 @@ fn tcp_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config: 
         ProxyProtocol::V1 => " send-proxy",
         ProxyProtocol::V2 => " send-proxy-v2",
     };
-    servers(text, app, version, suffix, config);
+    servers(text, app, version, |_| suffix, config);
     text.push('\n');
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Protocol;
 use crate::{AppConfig, AppId, Generation, ReleaseSpec, TenantId, Timestamp, Version};
 
 /// What a tenant wants of an app: which release, how many instances, and whether it runs at all.
@@ -57,6 +58,8 @@ pub struct WayBack {
     pub config: Option<AppConfig>,
     /// Its wanted number of instances of then; `None`: as with `config`.
     pub instances: Option<u32>,
+    /// What its release of then speaks, whoever has set the rest of the configuration since.
+    pub protocol: Option<Protocol>,
 }
 
 impl App {
@@ -65,17 +68,19 @@ impl App {
         self.release != 0 && self.way_back.is_none()
     }
 
-    /// Turns to `release`, which has to prove itself. From a release that was fully routed there is a way back.
-    pub fn turn_to(&mut self, release: u32) {
+    /// Turns to `release`, which speaks `protocol` and has to prove itself. From a release that was fully routed there is a way back.
+    pub fn turn_to(&mut self, release: u32, protocol: Option<Protocol>) {
         if self.is_settled() {
             self.way_back = Some(WayBack {
                 previous_release: self.previous_release,
+                protocol: Some(self.config.protocol),
                 ..WayBack::default()
             });
             self.previous_release = self.release;
         }
         self.way_back.get_or_insert_default();
         self.release = release;
+        self.config.protocol = self.config.protocol.of_instance(protocol);
     }
 
     /// Returns to `previous_release` and what the app had then.
@@ -86,6 +91,7 @@ impl App {
         if let Some(config) = back.config {
             self.config = config;
         }
+        self.config.protocol = self.config.protocol.of_instance(back.protocol);
         if let Some(instances) = back.instances {
             self.instances = instances;
         }
@@ -177,6 +183,9 @@ pub struct Release {
     pub digest: String,
     /// What its containers are made from.
     pub spec: ReleaseSpec,
+    /// What its instances speak: the app's protocol when it was deployed. `None`: made by a version of the platform for which that was
+    /// the app's alone.
+    pub protocol: Option<Protocol>,
     /// When it was made.
     pub created_at: Timestamp,
 }
@@ -208,6 +217,7 @@ mod tests {
                 image: "127.0.0.1:5000/hello:1".into(),
                 ..ReleaseSpec::default()
             },
+            protocol: None,
             created_at: Timestamp::default(),
         };
         assert_eq!(release.pinned_image(), "127.0.0.1:5000/hello@sha256:abc");

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::spec::within;
 use crate::{SpecError, Version};
 
+/// Most versions of which an app's published configuration says that they speak something else: as many as may have weights.
+pub const MAX_PROTOCOLS: usize = 20;
+
 /// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
 /// follow changes while they run. Unknown fields are ignored so that older gateways can read newer ones.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +20,12 @@ pub struct AppConfig {
     /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case; `*.example.com` stands for every name of one label more that
     /// no app has by itself.
     pub domains: Vec<String>,
-    /// What the app speaks.
+    /// What the app speaks; of its instances each what its release was deployed with, see [`Protocol::of_instance`].
     pub protocol: Protocol,
+    /// Versions whose instances speak another HTTP than `protocol`. Written by registry-sync at publication, and nobody's to set:
+    /// at most [`MAX_PROTOCOLS`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub protocols: BTreeMap<Version, Protocol>,
     /// With `protocol = "tcp"`: how connections reach it.
     pub tcp: Tcp,
     /// Plain HTTP requests are answered with a redirect to HTTPS (308).
@@ -49,6 +56,7 @@ impl Default for AppConfig {
         Self {
             domains: Vec::new(),
             protocol: Protocol::default(),
+            protocols: BTreeMap::new(),
             tcp: Tcp::default(),
             redirect_https: false,
             acme: true,
@@ -75,6 +83,29 @@ pub enum Protocol {
     H2c,
     /// Bytes: a port of the gateway's own leads to the app.
     Tcp,
+}
+
+impl Protocol {
+    /// The word in the store and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::H2c => "h2c",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Whether requests can be made in it.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http | Self::H2c)
+    }
+
+    /// What an instance is spoken to in, of an app that is at `self`, whose release was deployed with `release` (`None`: before
+    /// releases knew). Bytes are another thing than requests, and the app's as a whole, since they have a port of their own.
+    #[must_use]
+    pub fn of_instance(self, release: Option<Self>) -> Self {
+        release.filter(|own| self.is_http() && own.is_http()).unwrap_or(self)
+    }
 }
 
 /// How connections reach an app that speaks neither HTTP/1.1 nor HTTP/2.
@@ -182,6 +213,11 @@ pub struct Timeouts {
 }
 
 impl AppConfig {
+    /// What instances of `version` are spoken to in.
+    pub fn protocol_of(&self, version: &Version) -> Protocol {
+        self.protocol.of_instance(self.protocols.get(version).copied())
+    }
+
     /// Every field that can't be accepted; empty when the configuration is sound.
     pub fn check(&self) -> Vec<SpecError> {
         let mut errors = Vec::new();
@@ -195,6 +231,10 @@ impl AppConfig {
                     format!("{domain:?} must be a lower-case domain name such as shop.example.com or *.example.com"),
                 ));
             }
+        }
+        if self.protocols.len() > MAX_PROTOCOLS {
+            let why = format!("at most {MAX_PROTOCOLS} versions");
+            errors.push(SpecError::new("/protocols", why));
         }
         if self.tcp != Tcp::default() && self.protocol != Protocol::Tcp {
             errors.push(SpecError::new("/tcp", "only an app with protocol \"tcp\" has these"));
@@ -358,6 +398,37 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<AppConfig>(text).expect("json");
         assert!(read("{}").acme && read("{}") == AppConfig::default());
         assert!(!read(r#"{"acme":false}"#).acme);
+    }
+
+    #[test]
+    fn each_version_is_spoken_to_in_its_own_http() {
+        let read = |text: &str| serde_json::from_str::<AppConfig>(text).expect("json");
+        let of = |config: &AppConfig, version: &str| config.protocol_of(&version.parse().expect("version"));
+        let rolling = read(r#"{"protocol":"h2c","protocols":{"1":"http","3":"tcp"}}"#);
+        assert_eq!(of(&rolling, "1"), Protocol::Http);
+        assert_eq!(of(&rolling, "2"), Protocol::H2c);
+        assert_eq!(
+            of(&rolling, "3"),
+            Protocol::H2c,
+            "bytes are nothing that requests are made in"
+        );
+        let bytes = read(r#"{"protocol":"tcp","protocols":{"1":"http"}}"#);
+        assert_eq!(of(&bytes, "1"), Protocol::Tcp, "the whole app's");
+        assert_eq!(Protocol::H2c.of_instance(None), Protocol::H2c);
+        let many = |n: usize| AppConfig {
+            protocols: (0..n)
+                .map(|v| (v.to_string().parse().expect("version"), Protocol::H2c))
+                .collect(),
+            ..AppConfig::default()
+        };
+        assert_eq!(many(MAX_PROTOCOLS).check(), [], "as it is read from the registry");
+        assert_eq!(many(MAX_PROTOCOLS + 1).check()[0].field, "/protocols");
+        // What readers of before know is as it was while all versions speak the same.
+        assert!(
+            !serde_json::to_string(&AppConfig::default())
+                .expect("json")
+                .contains("protocols")
+        );
     }
 
     #[test]

@@ -219,6 +219,7 @@ async fn deployed(store: &dyn Store, id: &AppId, now: Timestamp) -> Generation {
         version: "1".parse().expect("valid"),
         digest: "sha256:00".into(),
         spec,
+        protocol: None,
         created_at: now,
     };
     let event = NewEvent::new(EventKind::App, "bench", "deployed");

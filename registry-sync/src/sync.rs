@@ -314,7 +314,7 @@ impl<'a> Sync<'a> {
         let births: Births<'_> = apps.iter().map(|app| (&app.id, app.created_at)).collect();
         self.load_releases(&instances, &births).await?;
 
-        let published = self.publish(&instances, &apps, &hosts).await;
+        let published = self.publish(&instances, &apps, &hosts, &births).await;
         // Health is watched with or without the registry.
         let targets = self.targets(&instances, &apps, &hosts, &births);
         self.watchers.set(targets);
@@ -353,6 +353,7 @@ impl<'a> Sync<'a> {
         instances: &[Instance],
         apps: &[App],
         hosts: &HashMap<HostName, Host>,
+        births: &Births<'_>,
     ) -> Result<(), Trouble> {
         let reread = Duration::from_secs(self.config.reread_s);
         let known = self.published.take_if(|p| p.read_at.elapsed() < reread);
@@ -370,6 +371,7 @@ impl<'a> Sync<'a> {
             instances,
             apps,
             hosts,
+            protocols: plan::protocols(instances, apps, |instance| self.release_of(instance, births)?.protocol),
             published: &published.snapshot,
         };
         let plan = plan::plan(&view, &published.ghosts.lasting(Instant::now(), reread));
@@ -422,6 +424,7 @@ impl<'a> Sync<'a> {
                 continue;
             };
             let protocol = protocols.get(&instance.app).copied().unwrap_or_default();
+            let protocol = protocol.of_instance(release.protocol);
             let withdrawn = match (&self.published, plan::entry(instance, hosts)) {
                 (Some(published), Some((key, _))) => !published.snapshot.endpoints.contains_key(&key),
                 _ => false,

@@ -134,6 +134,7 @@ impl Bed {
                 version: "1".parse().expect("valid"),
                 digest: "sha256:00".into(),
                 spec,
+                protocol: None,
                 created_at: now,
             }),
             operation,

@@ -1,6 +1,7 @@
 //! The canary: what becomes of an app that is given a second release beside the present one. Pure, like
 //! [`crate::intent`], of whose decisions these are parts.
 
+use model::config::Protocol;
 use model::{App, Canary, OperationKind, Release, ReleaseSpec, Version};
 
 use crate::intent::{Refusal, Situation, checked, running};
@@ -14,8 +15,8 @@ pub(crate) struct NewCanary {
     pub(crate) digest: String,
     /// What its containers are made from.
     pub(crate) spec: ReleaseSpec,
-    /// The version of the present release.
-    pub(crate) beside: Option<Version>,
+    /// What its instances speak.
+    pub(crate) protocol: Protocol,
     /// Its number of instances, 1-1,000.
     pub(crate) instances: u32,
     /// Its share of the requests, 1-100 %.
@@ -53,11 +54,16 @@ pub(crate) fn begin(app: &mut App, situation: &Situation<'_>, new: &NewCanary) -
             OperationKind::Deploy | OperationKind::Rollback | OperationKind::Promote
         )
     });
-    let Some(beside) = new.beside.clone().filter(|_| app.is_settled() && !taking_over) else {
+    let Some(beside) = situation.version.cloned().filter(|_| app.is_settled() && !taking_over) else {
         return Err(Refusal::NothingBeside(app.id.clone()));
     };
     if beside == new.version {
         return Err(Refusal::SameVersion(app.id.clone(), beside));
+    }
+    let speaks = app.config.protocol;
+    if speaks.of_instance(Some(new.protocol)) != new.protocol {
+        let id = app.id.clone();
+        return Err(Refusal::CanaryOfAnotherKind(id, speaks.as_str(), new.protocol.as_str()));
     }
     let canary = Canary {
         release: app.last_release + 1,
@@ -72,6 +78,7 @@ pub(crate) fn begin(app: &mut App, situation: &Situation<'_>, new: &NewCanary) -
         version: new.version.clone(),
         digest: new.digest.clone(),
         spec: new.spec.clone(),
+        protocol: Some(new.protocol),
         created_at: situation.now,
     };
     let message = format!(
@@ -96,17 +103,17 @@ pub(crate) fn share(app: &mut App, percent: u32) -> Result<String, Refusal> {
     Ok(message)
 }
 
-/// The canary of `app` becomes what the app is at. The shares go at once: while one version's instances take over from
+/// The canary of `app`, whose release speaks `protocol`, becomes what the app is at. The shares go at once: while one version's instances take over from
 /// the other's, each instance is given as much as any other, so that neither the first new ones nor the last old ones
 /// get a whole version's share.
-pub(crate) fn promote(app: &mut App) -> Result<String, Refusal> {
+pub(crate) fn promote(app: &mut App, protocol: Option<Protocol>) -> Result<String, Refusal> {
     running(app)?;
     let canary = of(app)?;
     let message = format!(
         "promote the canary of {}: from release {} to {}",
         app.id, app.release, canary.release
     );
-    app.turn_to(canary.release);
+    app.turn_to(canary.release, protocol);
     app.canary = None;
     app.config.weights.clear();
     Ok(message)
@@ -127,7 +134,7 @@ mod tests {
     use model::{AppStatus, Operation, OperationState};
 
     use super::*;
-    use crate::intent::tests::{NOW, app_at, at, deploy, id, unproven};
+    use crate::intent::tests::{NOW, app_at, deploy, id, rollback, unproven};
     use crate::intent::{Change, blank_operation, decide};
 
     fn canary(version: &str, instances: u32, percent: u32) -> Change {
@@ -135,10 +142,19 @@ mod tests {
             version: version.parse().unwrap(),
             digest: "sha256:1".into(),
             spec: ReleaseSpec::default(),
-            beside: Some("1".parse().unwrap()),
+            protocol: Protocol::Http,
             instances,
             percent,
         }))
+    }
+
+    /// Beside version 1.
+    fn at<'a>(id: &'a model::AppId, app: Option<&'a App>) -> Situation<'a> {
+        static ONE: std::sync::LazyLock<Version> = std::sync::LazyLock::new(|| "1".parse().unwrap());
+        Situation {
+            version: app.map(|_| &*ONE),
+            ..crate::intent::tests::at(id, app)
+        }
     }
 
     fn shares(app: &App) -> Vec<(String, u32)> {
@@ -189,11 +205,11 @@ mod tests {
         let mut stopped = app.clone();
         stopped.status = AppStatus::Stopped;
         assert_eq!(refusal(&stopped, &canary("2", 1, 5)), Refusal::Stopped(id.clone()));
-        for change in [Change::Share(5), Change::Promote, Change::Abort] {
+        for change in [Change::Share(5), Change::Promote(None), Change::Abort] {
             assert_eq!(refusal(&app, &change), Refusal::NoCanary(id.clone()));
         }
         let has = Refusal::HasCanary(id.clone(), 4);
-        for change in [canary("9", 1, 5), deploy("9", None), Change::Rollback(1)] {
+        for change in [canary("9", 1, 5), deploy("9", None), rollback(1)] {
             assert_eq!(refusal(&with_canary(), &change), has, "{change:?}");
         }
         let deploying = Operation {
@@ -225,7 +241,7 @@ mod tests {
     #[test]
     fn a_promoted_canary_is_the_release_and_the_old_one_the_way_back() {
         let id = id();
-        let draft = decide(&at(&id, Some(&with_canary())), &Change::Promote).unwrap();
+        let draft = decide(&at(&id, Some(&with_canary())), &Change::Promote(None)).unwrap();
         assert_eq!((draft.app.release, draft.app.previous_release), (4, 3));
         assert_eq!((draft.app.canary.as_ref(), draft.app.config.weights.len()), (None, 0));
         assert_eq!(
@@ -236,12 +252,43 @@ mod tests {
     }
 
     #[test]
+    fn a_canary_speaks_its_own_protocol_and_brings_it_when_it_takes_over() {
+        let id = id();
+        let app = app_at(3, 3);
+        let speaking = |protocol| {
+            let Change::Canary(mut new) = canary("2", 1, 5) else {
+                unreachable!("as it was made")
+            };
+            new.protocol = protocol;
+            Change::Canary(new)
+        };
+        let begun = decide(&at(&id, Some(&app)), &speaking(Protocol::H2c)).unwrap();
+        assert_eq!(begun.release.unwrap().protocol, Some(Protocol::H2c));
+        assert_eq!(
+            begun.app.config.protocol,
+            Protocol::Http,
+            "the app's until it takes over"
+        );
+        let aborted = decide(&at(&id, Some(&begun.app)), &Change::Abort).unwrap();
+        assert_eq!(aborted.app.config.protocol, Protocol::Http);
+        let promote = Change::Promote(Some(Protocol::H2c));
+        let mut promoted = decide(&at(&id, Some(&begun.app)), &promote).unwrap().app;
+        assert_eq!(promoted.config.protocol, Protocol::H2c);
+        promoted.turn_back();
+        assert_eq!((promoted.release, promoted.config.protocol), (3, Protocol::Http));
+        assert_eq!(
+            decide(&at(&id, Some(&app)), &speaking(Protocol::Tcp)),
+            Err(Refusal::CanaryOfAnotherKind(id.clone(), "http", "tcp"))
+        );
+    }
+
+    #[test]
     fn an_aborted_canary_has_no_share_until_it_is_gone() {
         let id = id();
         let aborted = decide(&at(&id, Some(&with_canary())), &Change::Abort).unwrap().app;
         assert_eq!(shares(&aborted), [("1".into(), 100), ("2".into(), 0)]);
         assert!(aborted.canary.as_ref().unwrap().leaves());
-        for change in [Change::Share(5), Change::Promote, Change::Abort] {
+        for change in [Change::Share(5), Change::Promote(None), Change::Abort] {
             let refused = decide(&at(&id, Some(&aborted)), &change);
             assert_eq!(refused, Err(Refusal::NoCanary(id.clone())));
         }

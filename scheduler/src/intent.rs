@@ -1,6 +1,7 @@
 //! Intent: what a request makes of an app. Pure: the app as it is and the change in, the app to be, its release and
 //! the operation by which it can be followed out. It never asks the store, an engine or the clock.
 
+use model::config::Protocol;
 use model::{
     App, AppConfig, AppId, AppStatus, Generation, InstanceId, Operation, OperationId, OperationKind, OperationState,
     Release, ReleaseSpec, Step, StepState, TenantId, Timestamp, Version,
@@ -38,7 +39,7 @@ pub(crate) enum Change {
     /// Started again.
     Start,
     /// An earlier release.
-    Rollback(u32),
+    Rollback(Box<Release>),
     /// Taken away.
     Remove,
     /// Another way for traffic to reach it.
@@ -47,8 +48,8 @@ pub(crate) enum Change {
     Canary(Box<canary::NewCanary>),
     /// Another share of the requests for the canary, per cent.
     Share(u32),
-    /// The canary takes over.
-    Promote,
+    /// The canary, whose release speaks this, takes over.
+    Promote(Option<Protocol>),
     /// The canary is taken away.
     Abort,
 }
@@ -60,6 +61,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) id: &'a AppId,
     /// The app, if there is one.
     pub(crate) app: Option<&'a App>,
+    /// The version of the release that it is at.
+    pub(crate) version: Option<&'a Version>,
     /// Its operation that is not final, if there is one.
     pub(crate) open: Option<&'a Operation>,
     /// The present.
@@ -106,6 +109,18 @@ pub(crate) enum Refusal {
     /// The canary would not be told from what it runs beside.
     #[error("app {0} runs version {1} already: gateways tell a canary by its version")]
     SameVersion(AppId, Version),
+    /// Instances of one version would speak two kinds of HTTP.
+    #[error(
+        "version {1} of app {0} runs and speaks {2}: gateways tell what an instance speaks by its version, so deploy what \
+         speaks {3} as another version, or stop the app first"
+    )]
+    SpeaksOtherwise(AppId, Version, &'static str, &'static str),
+    /// A protocol is a release's.
+    #[error("app {0} speaks {1}, which belongs to its release: deploy one that speaks {2}")]
+    ProtocolOfRelease(AppId, &'static str, &'static str),
+    /// A canary beside an app, of which one speaks bytes.
+    #[error("app {0} speaks {1}, and its canary can't speak {2}: bytes have a port of their own")]
+    CanaryOfAnotherKind(AppId, &'static str, &'static str),
     /// The share is out of range.
     #[error("{0} %: a canary's share must be 1 to 100")]
     Share(u32),
@@ -129,6 +144,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             Some(app) if app.status == AppStatus::Removing => return Err(Refusal::Removing(id.clone())),
             Some(app) => {
                 canary::none(app)?;
+                speaks_alike(situation, app, version, config.protocol)?;
                 app.clone()
             }
             None => new_app(id, now),
@@ -139,7 +155,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             app.config.weights.clear();
             config.weights.clear();
         }
-        app.turn_to(number);
+        app.turn_to(number, None);
         app.last_release = number;
         let instances = checked(instances.unwrap_or(app.instances))?;
         // Of several deploys in a row that did not come through, the first one found what is given back.
@@ -160,6 +176,7 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             version: version.clone(),
             digest: digest.clone(),
             spec: (**spec).clone(),
+            protocol: Some(app.config.protocol),
             created_at: now,
         };
         let message = format!("deploy {id}:{version} as release {number}, {} instances", app.instances);
@@ -210,26 +227,34 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
         }
         Change::Rollback(release) => {
             canary::none(current)?;
-            if *release == current.release && current.status == AppStatus::Running {
-                return Err(Refusal::AlreadyAt(id.clone(), *release));
+            let to = release.number;
+            if to == current.release && current.status == AppStatus::Running {
+                return Err(Refusal::AlreadyAt(id.clone(), to));
             }
+            let speaks = current.config.protocol.of_instance(release.protocol);
+            speaks_alike(situation, current, &release.version, speaks)?;
             // What has not proved itself is left with all that it brought.
-            if app.release != *release && !app.is_settled() && app.previous_release != 0 {
+            if app.release != to && !app.is_settled() && app.previous_release != 0 {
                 app.turn_back();
             }
-            if app.release != *release {
-                app.turn_to(*release);
+            if app.release != to {
+                app.turn_to(to, release.protocol);
             }
             app.status = AppStatus::Running;
-            let operation = operation(id, OperationKind::Rollback, Some(*release), now);
+            let operation = operation(id, OperationKind::Rollback, Some(to), now);
             let from = current.release;
-            (operation, format!("roll {id} back from release {from} to {release}"))
+            (operation, format!("roll {id} back from release {from} to {to}"))
         }
         Change::Remove => {
             app.status = AppStatus::Removing;
             (new(OperationKind::Remove), format!("remove {id}"))
         }
         Change::Configure(config) => {
+            let (speaks, asked) = (app.config.protocol, config.protocol);
+            if speaks != asked && speaks.is_http() && asked.is_http() {
+                let id = id.clone();
+                return Err(Refusal::ProtocolOfRelease(id, speaks.as_str(), asked.as_str()));
+            }
             app.config = (**config).clone();
             if let Some(back) = &mut app.way_back {
                 back.config = None;
@@ -259,8 +284,8 @@ pub(crate) fn decide(situation: &Situation<'_>, change: &Change) -> Result<Draft
             }
             (operation, message)
         }
-        Change::Promote => {
-            let message = canary::promote(&mut app)?;
+        Change::Promote(protocol) => {
+            let message = canary::promote(&mut app, *protocol)?;
             let operation = operation(id, OperationKind::Promote, Some(app.release), now);
             (operation, message)
         }
@@ -281,6 +306,23 @@ fn draft(mut app: App, release: Option<Release>, operation: Operation, message: 
         operation,
         message,
     }
+}
+
+/// Refuses what would make instances of one version speak two kinds of HTTP: gateways could not tell them apart. What never came
+/// through may be corrected under its version.
+fn speaks_alike(situation: &Situation<'_>, app: &App, version: &Version, protocol: Protocol) -> Result<(), Refusal> {
+    let speaks = app.config.protocol;
+    let live = app.status == AppStatus::Running && app.is_settled();
+    if !live || situation.version != Some(version) || protocol.of_instance(Some(speaks)) == protocol {
+        return Ok(());
+    }
+    let (id, version) = (app.id.clone(), version.clone());
+    Err(Refusal::SpeaksOtherwise(
+        id,
+        version,
+        speaks.as_str(),
+        protocol.as_str(),
+    ))
 }
 
 pub(crate) fn checked(instances: u32) -> Result<u32, Refusal> {

@@ -39,17 +39,22 @@ async fn bad_requests_name_the_field(p: &Platform) -> Result<()> {
             deploy(json!({"health": {"path": "ping"}})),
             "/spec/health/path",
         ),
-        ("fields", deploy(json!({"privileged": true})), ""),
-        ("fields", json!({"version": "../1", "image": image}), ""),
+        ("fields", deploy(json!({"privileged": true})), "/spec/privileged"),
+        ("fields", json!({"version": "../1", "image": image}), "/version"),
         ("fields", json!({"version": "1", "image": "-v/:/host"}), "/image"),
-        ("fields", json!({"version": "1", "image": image, "instances": -1}), ""),
-        ("Bad_App", deploy(Value::Null), ""),
+        (
+            "fields",
+            json!({"version": "1", "image": image, "instances": -1}),
+            "/instances",
+        ),
+        // Of the path: as if it stood in the body.
+        ("Bad_App", deploy(Value::Null), "/app"),
     ] {
         let reply = p.api.call("POST", &format!("/apps/{app}/deploy"), Some(&body)).await?;
         let sound = reply.status == 400 && ["INVALID_SPEC", "INVALID_REQUEST"].contains(&reply.code());
         expect(sound, || format!("{body}: {reply:?}"))?;
         let named = reply.body["field"].as_str().unwrap_or_default();
-        expect(named.contains(field), || format!("wanted field {field}: {reply:?}"))?;
+        expect(named == field, || format!("wanted field {field}: {reply:?}"))?;
     }
     refused(&p.api.call("GET", "/apps/nobody", None).await?, 404, "NOT_FOUND")?;
     refused(

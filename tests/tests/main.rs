@@ -14,6 +14,7 @@ mod gateway;
 mod health;
 mod outages;
 mod placements;
+mod protocol;
 mod scale;
 mod streams;
 mod support;

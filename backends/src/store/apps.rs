@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use model::config::Protocol;
 use model::store::{AppSettle, Expected, IdempotencyKey, Intent, IntentOutcome, KeyUse, Outcome, StoreError};
 use model::{App, AppId, EventKind, Generation, NewEvent, Operation, OperationState, PortRange, Release, Timestamp};
 
@@ -282,7 +283,7 @@ async fn insert_release(tx: &mut Tx<'_>, release: &Release) -> Result<(), Fault>
     let sql = format!(
         "INSERT INTO releases ({}) VALUES {}",
         <Release as rows::Stored>::COLUMNS,
-        placeholders(1, 6)
+        placeholders(1, 7)
     );
     let values = values![
         &release.app,
@@ -290,6 +291,7 @@ async fn insert_release(tx: &mut Tx<'_>, release: &Release) -> Result<(), Fault>
         &release.version,
         &release.digest,
         json(&release.spec)?,
+        release.protocol.map(Protocol::as_str),
         release.created_at,
     ];
     match tx.execute(sql, &values).await {

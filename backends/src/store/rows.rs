@@ -76,9 +76,16 @@ impl Columns<'_> {
 
     /// One of the words that the model's `as_str` writes.
     fn word<T: DeserializeOwned>(&mut self) -> Result<T, Fault> {
-        let text = self.text()?;
-        let word: Result<T, WordError> = T::deserialize(text.as_str().into_deserializer());
-        word.map_err(corrupt)
+        let value = self.word_or_null()?;
+        self.present(value)
+    }
+
+    fn word_or_null<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Fault> {
+        let read = |text: String| {
+            let word: Result<T, WordError> = T::deserialize(text.as_str().into_deserializer());
+            word.map_err(corrupt)
+        };
+        self.text_or_null()?.map(read).transpose()
     }
 
     fn json_or_null<T: DeserializeOwned>(&mut self) -> Result<Option<T>, Fault> {
@@ -179,7 +186,7 @@ impl Stored for App {
 }
 
 impl Stored for Release {
-    const COLUMNS: &'static str = "app, number, version, digest, spec, created_at";
+    const COLUMNS: &'static str = "app, number, version, digest, spec, protocol, created_at";
 
     fn read(c: &mut Columns<'_>) -> Result<Self, Fault> {
         Ok(Self {
@@ -188,6 +195,7 @@ impl Stored for Release {
             version: c.id()?,
             digest: c.text()?,
             spec: c.json()?,
+            protocol: c.word_or_null()?,
             created_at: c.time()?,
         })
     }

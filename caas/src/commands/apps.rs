@@ -284,6 +284,8 @@ fn info_text(detail: &AppDetail) -> String {
             model::spec::ProbeKind::None => "none".to_owned(),
         };
         lines.push(format!("health     {health}"));
+        let protocol = app.config.protocol.of_instance(release.protocol);
+        lines.push(format!("protocol   {}", protocol.as_str()));
         // Values may be secrets: only names are shown.
         let names: Vec<&str> = spec.env.keys().map(String::as_str).collect();
         if !names.is_empty() {

@@ -246,10 +246,9 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         ("passthrough", args.tls_passthrough.map(|on| json!(on))),
     ];
     let names_tcp = args.tcp_port.is_some() || args.tls_passthrough == Some(true);
-    let configures = !args.domain.is_empty() || args.protocol.is_some() || tcp.iter().any(|(_, v)| v.is_some());
+    let configures = !args.domain.is_empty() || tcp.iter().any(|(_, v)| v.is_some());
     if configures && args.canary.is_some() {
-        let why =
-            "a canary shares the app's configuration: leave --domain, --protocol, --tcp-port and --tls-passthrough out";
+        let why = "a canary shares the app's configuration: leave --domain, --tcp-port and --tls-passthrough out";
         return Err(Failure::usage(why));
     }
     if !args.domain.is_empty() {
@@ -272,9 +271,9 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         body["image"] = json!(image);
     }
     if let Some(percent) = args.canary {
-        // What the file says of the app as a whole is not the canary's.
+        // What the file says of the app as a whole is not the canary's; what it speaks is.
         body["canary"] = json!(percent);
-        config.clear();
+        config.retain(|key, _| key == "protocol");
         if let Some(instances) = args.instances {
             body["instances"] = json!(instances);
         }
@@ -383,6 +382,9 @@ mod tests {
         };
         let sent = request(&args, Some(parse_file(file).expect("sound"))).expect("sound");
         assert_eq!(sent.body, json!({"version": "1", "canary": 5, "spec": {"port": 3000}}));
+        let speaks = "[config]\ndomains = [\"a.example\"]\nprotocol = \"h2c\"";
+        let sent = request(&args, Some(parse_file(speaks).expect("sound"))).expect("sound");
+        assert_eq!(sent.body["config"], json!({"protocol": "h2c"}));
         let wrong = DeployArgs {
             domain: vec!["a.example".into()],
             ..args

@@ -232,6 +232,7 @@ fn endpoint_cells(endpoint: &Value) -> Vec<String> {
         text(endpoint, "version"),
         short(&text(endpoint, "container")),
         text(endpoint, "address"),
+        text(endpoint, "protocol"),
         state,
         text(endpoint, "in_flight"),
         cell(latency),
@@ -240,10 +241,11 @@ fn endpoint_cells(endpoint: &Value) -> Vec<String> {
     ]
 }
 
-const ENDPOINT: [&str; 8] = [
+const ENDPOINT: [&str; 9] = [
     "VERSION",
     "CONTAINER",
     "ADDRESS",
+    "SPEAKS",
     "STATE",
     "UNDER WAY",
     "LATENCY",
@@ -357,12 +359,18 @@ mod tests {
     #[test]
     fn tables_of_what_a_gateway_says() {
         let endpoint = json!({
-            "version": "1", "container": "0123456789abcdef", "address": "10.0.0.1:20000", "state": "left_out",
+            "version": "1", "container": "0123456789abcdef", "address": "10.0.0.1:20000", "protocol": "h2c", "state": "left_out",
             "left_out_ms": 2_000, "failures": 1, "in_flight": 3, "age_s": 90, "latency_us": 1_500,
             "last_error": { "reason": "connect_failed", "ago_s": 4 }, "why": "left_out", "candidate": false,
         });
         let table = endpoints_table(&json!({ "apps": [{ "app": "hello", "endpoints": [endpoint] }] }));
-        for part in ["0123456789ab ", "left_out (2s)", "1.5ms", "connect_failed 4s ago"] {
+        for part in [
+            "0123456789ab ",
+            " h2c ",
+            "left_out (2s)",
+            "1.5ms",
+            "connect_failed 4s ago",
+        ] {
             assert!(table.contains(part), "{part} in\n{table}");
         }
         let told = explanation(&json!({

@@ -1,6 +1,7 @@
 //! A small HTTP/1.1 app without a framework: it tells which instance answered, and misbehaves on request.
 //! See README.md for its routes and modes.
 
+mod h2c;
 mod heartbeat;
 mod streams;
 
@@ -74,7 +75,10 @@ fn main() -> io::Result<()> {
     for stream in listener.incoming() {
         let Ok(stream) = stream else { continue };
         let mode = mode.clone();
-        thread::Builder::new().stack_size(128 << 10).spawn(move || drop(serve(&stream, &mode)))?;
+        thread::Builder::new().stack_size(128 << 10).spawn(move || match mode.as_str() {
+            "h2c" => drop(h2c::serve(&stream)),
+            _ => drop(serve(&stream, &mode)),
+        })?;
     }
     Ok(())
 }

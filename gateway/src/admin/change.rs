@@ -127,7 +127,7 @@ fn one(shared: &Shared, change: Change, which: &Which) -> Response<Full<Bytes>> 
     }
     tracing::warn!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
         ejected = change == Change::Eject, seconds, "an operator changes an endpoint");
-    let body = serde_json::to_string(&view::view(shared, endpoint, now)).unwrap_or_default();
+    let body = serde_json::to_string(&view::view(shared, app, endpoint, now)).unwrap_or_default();
     text(StatusCode::OK, JSON, body)
 }
 

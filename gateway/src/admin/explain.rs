@@ -115,7 +115,7 @@ pub(super) fn explain<'a>(shared: &Shared, said: &impl Fn(&str) -> Option<&'a st
                 .iter()
                 .zip(standings)
                 .map(|(e, standing)| Standing {
-                    endpoint: view::view(shared, e, now),
+                    endpoint: view::view(shared, app, e, now),
                     candidate: standing.may(),
                     why: standing.as_str(),
                 })

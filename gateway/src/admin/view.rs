@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use model::config::{Balance, Sticky};
+use model::config::{Balance, Protocol, Sticky};
 use serde::Serialize;
 
 use super::stale_s;
@@ -37,6 +37,8 @@ pub(super) struct View<'a> {
     version: &'a str,
     container: &'a str,
     address: String,
+    /// What it is spoken to in.
+    protocol: Protocol,
     /// `ready`, `left_out` (after failures), `ejected` (by an operator), `probing` (its time is over; a connect decides).
     state: &'static str,
     /// Milliseconds for which it is still out.
@@ -73,7 +75,7 @@ pub(super) fn state(shared: &Shared, e: &Endpoint, now: Instant) -> &'static str
     }
 }
 
-pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'a> {
+pub(super) fn view<'a>(shared: &Shared, app: &App, e: &'a Endpoint, now: Instant) -> View<'a> {
     let clock = shared.clock;
     let now_ms = clock.millis(now);
     let seconds_since = |ms: u64| now_ms.saturating_sub(ms) / 1_000;
@@ -81,6 +83,7 @@ pub(super) fn view<'a>(shared: &Shared, e: &'a Endpoint, now: Instant) -> View<'
         version: e.key.version.as_str(),
         container: e.key.container.as_str(),
         address: e.address.to_string(),
+        protocol: app.settings.config.protocol_of(&e.key.version),
         state: state(shared, e, now),
         left_out_ms: e.left_out_ms(clock, now),
         failures: e.failures(),
@@ -117,7 +120,7 @@ pub(super) fn routes(shared: &Shared, only: Option<&str>) -> String {
             host: host(shared, key),
             app: app.shared.id.as_str(),
             in_flight: app.shared.in_flight.load(Ordering::Relaxed),
-            endpoints: app.endpoints.iter().map(|e| view(shared, e, now)).collect(),
+            endpoints: app.endpoints.iter().map(|e| view(shared, app, e, now)).collect(),
         })
         .collect();
     routes.sort_unstable_by(|a, b| a.host.cmp(&b.host));
@@ -149,7 +152,7 @@ fn app_view<'a>(shared: &Shared, app: &'a Arc<App>, now: Instant) -> AppView<'a>
         sticky: config.sticky,
         shares: shares(app).into_iter().collect(),
         in_flight: app.shared.in_flight.load(Ordering::Relaxed),
-        endpoints: app.endpoints.iter().map(|e| view(shared, e, now)).collect(),
+        endpoints: app.endpoints.iter().map(|e| view(shared, app, e, now)).collect(),
     }
 }
 

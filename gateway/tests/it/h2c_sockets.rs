@@ -16,14 +16,14 @@ use crate::h2c::h2c;
 use crate::http2_support::{Client, finish, soon};
 use crate::support::*;
 
-const HANDSHAKE: &str = "GET /ws?a=b HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+pub(crate) const HANDSHAKE: &str = "GET /ws?a=b HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
     Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: chat\r\n\r\n";
 
 /// What an app saw of a handshake.
-type Seen = Arc<Mutex<Vec<(String, Option<String>, HeaderMap)>>>;
+pub(crate) type Seen = Arc<Mutex<Vec<(String, Option<String>, HeaderMap)>>>;
 
 /// An app that takes WebSockets if `takes`, answers with this status, and echoes.
-async fn app(takes: bool, status: u16) -> (SocketAddr, Seen) {
+pub(crate) async fn app(takes: bool, status: u16) -> (SocketAddr, Seen) {
     let seen = Seen::default();
     let seen2 = Arc::clone(&seen);
     let (at, _) = upstream(move |stream, _| {

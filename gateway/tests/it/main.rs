@@ -38,3 +38,4 @@ mod tls_support;
 mod trailers;
 mod tunnels;
 mod upgrade_corpus;
+mod versions;

@@ -95,6 +95,20 @@ fn shares_are_per_version() {
 }
 
 #[test]
+fn each_version_is_spoken_to_in_its_own_protocol() {
+    let entries = [("a", "1", "c1", "10.0.0.1:2001"), ("a", "2", "c2", "10.0.0.1:2002")];
+    let text = rendered(&entries, &[("a", r#"{"protocol":"h2c","protocols":{"1":"http"}}"#)]).text;
+    // In the app's backend, and in that of the version alone.
+    for (line, other) in [
+        ("server c1 10.0.0.1:2001 weight 100\n", "2001 weight 100 proto h2"),
+        ("server c2 10.0.0.1:2002 weight 100 proto h2\n", "2002 weight 100\n"),
+    ] {
+        assert_eq!(text.matches(line).count(), 2, "{text}");
+        assert!(!text.contains(other), "{text}");
+    }
+}
+
+#[test]
 fn tcp_apps_have_frontends_of_their_own() {
     let r = rendered(
         &[

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::channel::mpsc::Receiver;
 
+use crate::config::Protocol;
 use crate::registry::{
     Acknowledgement, Endpoint, EntryKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
     RegistrySnapshot, RegistryWriter,
@@ -30,10 +31,11 @@ pub fn endpoint(port: u16) -> Endpoint {
     Endpoint::new([10, 0, 0, 1].into(), port)
 }
 
-/// A configuration with one domain.
+/// A configuration with one domain, of an app whose version 2 speaks something else.
 pub fn config(domain: &str) -> AppConfig {
     AppConfig {
         domains: vec![domain.into()],
+        protocols: BTreeMap::from([("2".parse().expect("a valid version"), Protocol::H2c)]),
         ..AppConfig::default()
     }
 }

@@ -135,15 +135,20 @@ pub(super) async fn remove(State(api): State<Api>, Id(id): Id<AppId>, call: Call
 
 /// Replace the configuration
 ///
-/// How traffic reaches the app; gateways follow while they run. The whole configuration: what is not given is default.
+/// How traffic reaches the app; gateways follow while they run. The whole configuration: what is not given is default, but for
+/// `protocol`: which HTTP is spoken belongs to the release, and stays; another one is deployed.
 #[utoipa::path(put, path = "/api/v1/apps/{app}/config", tag = "apps", params(ChangeQuery, ChangeHeaders), request_body = schema::AppConfig,
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn configure(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
     let given: Map<String, Value> = call.json()?;
-    let config = merge::app_config(&AppConfig::default(), Some(&given), "")?;
+    let current = api.store.app_fetch(&id).await?;
+    let mut before = AppConfig::default();
+    if let Some(app) = &current {
+        before.protocol = before.protocol.of_instance(Some(app.config.protocol));
+    }
+    let config = merge::app_config(&before, Some(&given), "")?;
     ApiError::bad_fields("", &config.check())?;
     deploy::domains_are_free(&api, &id, &config, "").await?;
-    let current = api.store.app_fetch(&id).await?;
     deploy::port_is_in_range(&api, current.as_ref(), &config, "")?;
     commit::change(&api, &call, &id, &Change::Configure(Box::new(config))).await
 }
@@ -246,10 +251,10 @@ pub(super) async fn rollback(State(api): State<Api>, Id(id): Id<AppId>, call: Ca
                 )
             })?,
     };
-    if api.store.release_fetch(&id, target).await?.is_none() {
+    let Some(release) = api.store.release_fetch(&id, target).await? else {
         return Err(ApiError::not_found("release", format!("{target} of app {id}")).at("/release"));
-    }
-    commit::change(&api, &call, &id, &Change::Rollback(target)).await
+    };
+    commit::change(&api, &call, &id, &Change::Rollback(Box::new(release))).await
 }
 
 #[derive(Debug, Deserialize, IntoParams)]

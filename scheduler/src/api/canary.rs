@@ -36,7 +36,17 @@ pub(super) async fn share(State(api): State<Api>, Id(id): Id<AppId>, call: Call)
 #[utoipa::path(post, path = "/api/v1/apps/{app}/promote", tag = "apps", params(ChangeQuery, ChangeHeaders),
     responses((status = 202, body = schema::Accepted), (status = 200, body = schema::AcceptedOrPlan)))]
 pub(super) async fn promote(State(api): State<Api>, Id(id): Id<AppId>, call: Call) -> Result<Response, ApiError> {
-    commit::change(&api, &call, &id, &Change::Promote).await
+    let app = api.store.app_fetch(&id).await?;
+    let canary = app.as_ref().and_then(|app| app.canary.as_ref());
+    let protocol = match canary {
+        Some(canary) => api
+            .store
+            .release_fetch(&id, canary.release)
+            .await?
+            .and_then(|r| r.protocol),
+        None => None,
+    };
+    commit::change(&api, &call, &id, &Change::Promote(protocol)).await
 }
 
 /// Abort the canary

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse as _, Json, Response};
 use model::store::{Expected, Intent, IntentOutcome, KeyUse, Revision};
 use model::{
     App, AppId, EventKind, Generation, HostName, NewEvent, Operation, OperationId, OperationKind, OperationState,
-    Timestamp, Version,
+    Release, Timestamp,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -32,6 +32,8 @@ const OPERATIONS_READ: u32 = 100;
 #[derive(Debug)]
 pub(super) struct Look {
     pub(super) app: Option<App>,
+    /// The release that it is at.
+    pub(super) release: Option<Release>,
     open: Option<Operation>,
 }
 
@@ -56,14 +58,11 @@ impl Look {
             let operation = api.store.operation_fetch(operation).await?;
             open = operation.filter(|o| !o.state.is_final());
         }
-        Ok(Self { app, open })
-    }
-
-    /// The version of the release that it is at.
-    pub(super) async fn version(&self, api: &Api) -> Result<Option<Version>, ApiError> {
-        let Some(app) = &self.app else { return Ok(None) };
-        let release = api.store.release_fetch(&app.id, app.release).await?;
-        Ok(release.map(|r| r.version))
+        let release = match &app {
+            Some(app) => api.store.release_fetch(id, app.release).await?,
+            None => None,
+        };
+        Ok(Self { app, release, open })
     }
 
     /// What `change` makes of it.
@@ -71,6 +70,7 @@ impl Look {
         let situation = Situation {
             id,
             app: self.app.as_ref(),
+            version: self.release.as_ref().map(|r| &r.version),
             open: self.open.as_ref(),
             now,
         };

@@ -38,7 +38,8 @@ pub(super) struct DeployRequest {
     /// Fields that are other than in the previous release; `null` brings a default back.
     #[schema(value_type = Option<schema::ReleaseSpec>)]
     spec: Option<Map<String, Value>>,
-    /// Fields of the app's configuration that shall change.
+    /// Fields of the app's configuration that shall change. Its protocol is that of the new release: the present instances are spoken
+    /// to in theirs until they have gone. With `canary` only the protocol may be given, which is the canary's own.
     #[schema(value_type = Option<schema::AppConfig>)]
     config: Option<Map<String, Value>>,
 }
@@ -75,7 +76,7 @@ pub(super) async fn deploy(State(api): State<Api>, Id(app): Id<AppId>, call: Cal
                 version: request.version.clone(),
                 digest,
                 spec: spec.clone(),
-                beside: look.version(&api).await?,
+                protocol: config.protocol,
                 instances: request.instances.unwrap_or(1),
                 percent,
             })),
@@ -119,8 +120,9 @@ async fn wanted(
     request: &DeployRequest,
     look: &Look,
 ) -> Result<(ReleaseSpec, AppConfig), ApiError> {
-    if request.canary.is_some() && request.config.is_some() {
-        let why = "a canary shares the app's configuration: change it by itself";
+    let whole = |config: &Map<String, Value>| config.keys().any(|key| key != "protocol");
+    if request.canary.is_some() && request.config.as_ref().is_some_and(whole) {
+        let why = "a canary shares the app's configuration, but for its protocol: change it by itself";
         return Err(ApiError::new(Code::InvalidSpec, why).at("/config"));
     }
     if request.canary.is_some() && request.instances == Some(0) {
@@ -136,8 +138,8 @@ async fn wanted(
             return Err(Refusal::Removing(id.clone()).into());
         }
         config = app.config.clone();
-        if let Some(release) = api.store.release_fetch(id, app.release).await? {
-            before = release.spec;
+        if let Some(release) = &look.release {
+            before = release.spec.clone();
         }
     }
     let mut spec = merge::release_spec(&before, request.spec.as_ref())?;

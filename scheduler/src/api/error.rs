@@ -247,6 +247,9 @@ impl From<Refusal> for ApiError {
             | Refusal::NoCanary(_)
             | Refusal::NothingBeside(_)
             | Refusal::SameVersion(..) => Self::new(Code::Conflict, text),
+            Refusal::SpeaksOtherwise(..) => Self::new(Code::Conflict, text),
+            Refusal::CanaryOfAnotherKind(..) => Self::new(Code::InvalidSpec, text).at("/config/protocol"),
+            Refusal::ProtocolOfRelease(..) => Self::new(Code::InvalidSpec, text).at("/protocol"),
             Refusal::Share(_) => Self::new(Code::InvalidSpec, text).at("/percent"),
             Refusal::TooMany(_) => Self::new(Code::InvalidSpec, text).at("/instances"),
         }

@@ -24,6 +24,10 @@ pub(super) fn app_config(
     given: Option<&Map<String, Value>>,
     root: &str,
 ) -> Result<AppConfig, SpecError> {
+    if given.is_some_and(|given| given.contains_key("protocols")) {
+        let why = "what a version speaks is said by deploying it with that protocol";
+        return Err(SpecError::new(format!("{root}/protocols"), why));
+    }
     let mut config = merge(previous, given, &["limits", "timeouts", "tcp"], root)?;
     // An app that speaks something else from now on has no port at the gateways any more.
     if config.protocol != Protocol::Tcp && given.is_some_and(|given| !given.contains_key("tcp")) {

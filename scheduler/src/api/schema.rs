@@ -160,6 +160,9 @@ pub(super) struct Release {
     /// The image's digest, resolved once at deploy.
     digest: String,
     spec: ReleaseSpec,
+    /// What its instances speak, and are spoken to in as long as there are any. Absent of releases of older versions of the platform: what
+    /// the app speaks.
+    protocol: Option<config::Protocol>,
     #[schema(format = DateTime)]
     created_at: String,
 }

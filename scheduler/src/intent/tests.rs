@@ -18,10 +18,28 @@ pub(crate) fn deploy(version: &str, instances: Option<u32>) -> Change {
     }
 }
 
+/// Release `number` with that version of its own.
+pub(crate) fn released(number: u32, protocol: Option<Protocol>) -> Release {
+    Release {
+        app: id(),
+        number,
+        version: number.to_string().parse().unwrap(),
+        digest: "sha256:0".into(),
+        spec: ReleaseSpec::default(),
+        protocol,
+        created_at: NOW,
+    }
+}
+
+pub(crate) fn rollback(number: u32) -> Change {
+    Change::Rollback(Box::new(released(number, None)))
+}
+
 pub(crate) fn at<'a>(id: &'a AppId, app: Option<&'a App>) -> Situation<'a> {
     Situation {
         id,
         app,
+        version: None,
         open: None,
         now: NOW,
     }
@@ -97,7 +115,7 @@ fn nothing_but_a_deploy_makes_an_app() {
         Change::Restart,
         Change::Stop,
         Change::Start,
-        Change::Rollback(1),
+        rollback(1),
         Change::Remove,
         Change::Configure(Box::default()),
     ] {
@@ -123,20 +141,20 @@ fn instances_are_bounded() {
 fn a_rollback_goes_there_and_the_next_one_back_again() {
     let id = id();
     let app = app_at(3, 2);
-    let back = decide(&at(&id, Some(&app)), &Change::Rollback(2)).unwrap();
+    let back = decide(&at(&id, Some(&app)), &rollback(2)).unwrap();
     assert_eq!(
         (back.app.release, back.app.previous_release, back.app.last_release),
         (2, 3, 3)
     );
     let mut settled = back.app;
     settled.way_back = None;
-    let forth = decide(&at(&id, Some(&settled)), &Change::Rollback(3)).unwrap();
+    let forth = decide(&at(&id, Some(&settled)), &rollback(3)).unwrap();
     assert_eq!((forth.app.release, forth.app.previous_release), (3, 2));
     // From a release that never worked there is no way back to it.
-    let broken = decide(&at(&id, Some(&unproven(&app))), &Change::Rollback(2)).unwrap();
+    let broken = decide(&at(&id, Some(&unproven(&app))), &rollback(2)).unwrap();
     assert_eq!((broken.app.release, broken.app.previous_release), (2, 0));
     assert_eq!(
-        decide(&at(&id, Some(&app)), &Change::Rollback(3)),
+        decide(&at(&id, Some(&app)), &rollback(3)),
         Err(Refusal::AlreadyAt(id.clone(), 3))
     );
 }
@@ -178,10 +196,10 @@ fn what_a_failed_deploy_gives_back_is_what_was_there_before_it() {
     assert_eq!((returned.release, returned.previous_release), (3, 2));
     assert_eq!((returned.instances, &returned.config), (3, &app.config));
     // By hand it is the same.
-    let by_hand = next(&second, &Change::Rollback(3));
+    let by_hand = next(&second, &rollback(3));
     assert_eq!((by_hand.release, by_hand.previous_release), (3, 2));
     assert_eq!((by_hand.instances, &by_hand.config), (3, &app.config));
-    let further = next(&second, &Change::Rollback(1));
+    let further = next(&second, &rollback(1));
     assert_eq!((further.release, further.previous_release), (1, 3));
     assert_eq!(further.config, app.config);
     // What somebody says meanwhile stands.
@@ -197,6 +215,85 @@ fn what_a_failed_deploy_gives_back_is_what_was_there_before_it() {
         (way_back.config, way_back.instances, way_back.previous_release),
         (None, None, 2)
     );
+}
+
+#[test]
+fn what_an_app_speaks_is_that_of_the_release_that_it_is_at() {
+    let id = id();
+    let app = app_at(1, 0);
+    let speaking = |version: &str, protocol| Change::Deploy {
+        version: version.parse().unwrap(),
+        digest: "sha256:0".into(),
+        spec: Box::default(),
+        config: Box::new(AppConfig {
+            protocol,
+            ..AppConfig::default()
+        }),
+        instances: None,
+    };
+    let (http, h2c) = (Protocol::Http, Protocol::H2c);
+    let draft = decide(&at(&id, Some(&app)), &speaking("2", h2c)).unwrap();
+    assert_eq!(draft.release.unwrap().protocol, Some(h2c));
+    assert_eq!(draft.app.config.protocol, h2c);
+    // It fails, whatever was configured meanwhile.
+    let told = AppConfig {
+        redirect_https: true,
+        ..draft.app.config.clone()
+    };
+    let mut told = decide(&at(&id, Some(&draft.app)), &Change::Configure(Box::new(told)))
+        .unwrap()
+        .app;
+    told.turn_back();
+    assert_eq!((told.config.protocol, told.config.redirect_https), (http, true));
+    // It comes through, and somebody rolls back and forth.
+    let mut at_2 = draft.app;
+    at_2.way_back = None;
+    let to = |number, protocol| Change::Rollback(Box::new(released(number, Some(protocol))));
+    let mut back = decide(&at(&id, Some(&at_2)), &to(1, http)).unwrap().app;
+    assert_eq!((back.release, back.config.protocol), (1, http));
+    let mut failed = back.clone();
+    failed.turn_back();
+    assert_eq!((failed.release, failed.config.protocol), (2, h2c));
+    back.way_back = None;
+    let forth = decide(&at(&id, Some(&back)), &to(2, h2c)).unwrap().app;
+    assert_eq!(forth.config.protocol, h2c);
+    // From what never worked back to what did.
+    let left = decide(&at(&id, Some(&forth)), &to(1, http)).unwrap().app;
+    assert_eq!((left.release, left.config.protocol), (1, http));
+    // Releases of before are at what the app speaks.
+    let older = decide(&at(&id, Some(&at_2)), &rollback(1)).unwrap().app;
+    assert_eq!(older.config.protocol, h2c);
+
+    // A configuration says how traffic gets there, not what is spoken.
+    let refused = decide(&at(&id, Some(&at_2)), &Change::Configure(Box::default()));
+    assert_eq!(refused, Err(Refusal::ProtocolOfRelease(id.clone(), "h2c", "http")));
+    // One version speaks one protocol, as long as it runs and has ever worked.
+    let version = "2".parse().unwrap();
+    let same = |app: &App, change: &Change| {
+        let situation = Situation {
+            version: Some(&version),
+            ..at(&id, Some(app))
+        };
+        decide(&situation, change).map(|draft| draft.app.config.protocol)
+    };
+    let otherwise = Err(Refusal::SpeaksOtherwise(id.clone(), version.clone(), "h2c", "http"));
+    assert_eq!(same(&at_2, &speaking("2", http)), otherwise);
+    assert_eq!(same(&at_2, &to(2, http)), Err(Refusal::AlreadyAt(id.clone(), 2)));
+    let named_2 = Change::Rollback(Box::new(Release {
+        version: version.clone(),
+        ..released(1, Some(http))
+    }));
+    assert_eq!(same(&at_2, &named_2), otherwise);
+    assert_eq!(same(&at_2, &speaking("3", http)), Ok(http));
+    assert_eq!(same(&at_2, &speaking("2", h2c)), Ok(h2c));
+    assert_eq!(same(&unproven(&at_2), &speaking("2", http)), Ok(http));
+    let stopped = App {
+        status: AppStatus::Stopped,
+        ..at_2.clone()
+    };
+    assert_eq!(same(&stopped, &speaking("2", http)), Ok(http));
+    // To bytes and back the app goes as a whole.
+    assert_eq!(same(&at_2, &speaking("2", Protocol::Tcp)), Ok(Protocol::Tcp));
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::config::Protocol;
 use crate::store::AppSettle;
 
 pub(super) async fn an_app_comes_changes_and_goes((store, other): Handles) {
@@ -213,7 +212,7 @@ pub(super) async fn a_later_operation_supersedes((store, _): Handles) {
 pub(super) async fn settling_moves_the_way_back((store, other): Handles) {
     let mut first = deploy("hello");
     first.app.release = 0;
-    first.app.turn_to(1);
+    first.app.turn_to(1, None);
     let (app, operation) = committed(&*store, &first).await;
     assert!(!app.is_settled());
     let routed = AppSettle::Routed { release: 1 };
@@ -237,7 +236,7 @@ pub(super) async fn settling_moves_the_way_back((store, other): Handles) {
     assert_eq!(same.as_ref(), Some(&settled), "settled already: nothing changes");
 
     let mut second = change(&settled, OperationKind::Deploy);
-    second.app.turn_to(2);
+    second.app.turn_to(2, None);
     second.app.last_release = 2;
     second.release = Some(release(&app.id, 2));
     let (app, _) = committed(&*store, &second).await;
@@ -263,7 +262,7 @@ pub(super) async fn a_failed_release_gives_back_what_was_there((store, other): H
     let turned = |app: &App, change_config: &dyn Fn(&mut AppConfig)| {
         let mut intent = change(app, OperationKind::Deploy);
         let number = app.last_release + 1;
-        intent.app.turn_to(number);
+        intent.app.turn_to(number, None);
         intent.app.last_release = number;
         intent.release = Some(release(&app.id, number));
         intent.app.instances = 10;
@@ -324,6 +323,36 @@ pub(super) async fn a_failed_release_gives_back_what_was_there((store, other): H
     let told = store.event_list(0, Some(&app.id), 100).await.expect("an answer");
     let lost = "hello.example.com belongs to app thief by now";
     assert!(told.iter().any(|e| e.event.message.contains(lost)), "{told:?}");
+}
+
+/// What its release speaks comes back with a release, whoever has configured the app since.
+pub(super) async fn a_protocol_comes_back_with_its_release((store, other): Handles) {
+    let (app, _) = committed(&*store, &deploy("hello")).await;
+    let first = store.release_fetch(&app.id, 1).await.expect("an answer");
+    assert_eq!(first.expect("there").protocol, Some(Protocol::H2c), "as it was made");
+    let mut next = change(&app, OperationKind::Deploy);
+    next.app.turn_to(2, Some(Protocol::H2c));
+    next.app.last_release = 2;
+    next.release = Some(Release {
+        protocol: None,
+        ..release(&app.id, 2)
+    });
+    let (failing, _) = committed(&*store, &next).await;
+    assert_eq!(failing.config.protocol, Protocol::H2c);
+    let second = other.release_fetch(&app.id, 2).await.expect("an answer");
+    assert_eq!(second.expect("there").protocol, None, "as older versions make them");
+    let mut said = change(&failing, OperationKind::Configure);
+    said.app.config.redirect_https = true;
+    let (failing, _) = committed(&*store, &said).await;
+    let back = AppSettle::RolledBack { to: 1 };
+    let outcome = store.app_settle(&failing, &back, T).await.expect("an answer");
+    let row = outcome.updated().expect("nobody else changes it");
+    assert_eq!(
+        (row.config.protocol, row.config.redirect_https),
+        (Protocol::Http, true),
+        "of the configuration nothing else"
+    );
+    assert_eq!(other.app_fetch(&row.id).await.expect("an answer"), Some(row));
 }
 
 pub(super) async fn claims_are_held_renewed_and_lost((store, other): Handles) {

@@ -16,6 +16,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::Protocol;
 use crate::ports::GATEWAY_TCP;
 use crate::store::{
     Expected, HostIntent, HostOutcome, HostWish, IdempotencyKey, Intent, IntentOutcome, Outcome, Pick, PlaceOutcome,
@@ -51,6 +52,7 @@ pub async fn run_all(make: impl AsyncFn() -> Handles) {
         apps::a_later_operation_supersedes,
         apps::settling_moves_the_way_back,
         apps::a_failed_release_gives_back_what_was_there,
+        apps::a_protocol_comes_back_with_its_release,
         apps::claims_are_held_renewed_and_lost,
         apps::a_domain_has_one_app,
         apps::a_canary_is_kept_and_settled,
@@ -201,6 +203,7 @@ fn release(app: &AppId, number: u32) -> Release {
             env: BTreeMap::from([("GREETING".to_owned(), "grüß Gott \u{1f980} '\"\\".to_owned())]),
             ..ReleaseSpec::default()
         },
+        protocol: Some(Protocol::H2c),
         created_at: T,
     }
 }

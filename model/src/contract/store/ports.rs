@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::*;
 use crate::PortRange;
-use crate::config::Protocol;
 use crate::store::PORT_REST;
 
 /// A deploy of a TCP app that wishes for `port`; 0: any of 15000-15003.

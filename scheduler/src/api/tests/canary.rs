@@ -158,3 +158,41 @@ async fn a_canary_is_aborted_and_bad_ones_are_refused() {
     // It stands in nobody's way.
     world.deploy("hello", json!({"version": "3"})).await.is(202);
 }
+
+#[tokio::test]
+async fn a_canary_may_speak_another_protocol_and_nothing_else_of_the_app() {
+    let world = routed().await;
+    let begin = |config: Value| json!({"version": "2", "canary": 5, "config": config});
+    let whole = begin(json!({"protocol": "h2c", "sticky": "version"}));
+    world
+        .deploy("hello", whole)
+        .await
+        .problem(400, "INVALID_SPEC")
+        .field("/config");
+    let bytes = world.deploy("hello", begin(json!({"protocol": "tcp"}))).await;
+    bytes.problem(400, "INVALID_SPEC").field("/config/protocol");
+    world.deploy("hello", begin(json!({"protocol": "h2c"}))).await.is(202);
+    assert_eq!(app(&world).await["config"]["protocol"], "http");
+    let releases = world.get("/apps/hello/releases").await.is(200).body;
+    assert_eq!(
+        (&releases[0]["protocol"], &releases[1]["protocol"]),
+        (&json!("h2c"), &json!("http"))
+    );
+    world.post("/apps/hello/promote", &json!({})).await.is(202);
+    assert_eq!(app(&world).await["config"]["protocol"], "h2c");
+
+    // What the app speaks is said by deploying it.
+    let config = |body: Value| world.send("PUT", "/apps/hello/config", &[], body.to_string());
+    config(json!({"redirect_https": true})).await.is(202);
+    let info = app(&world).await;
+    assert_eq!(
+        (&info["config"]["protocol"], &info["config"]["redirect_https"]),
+        (&json!("h2c"), &json!(true))
+    );
+    let refused = config(json!({"protocol": "http"})).await;
+    refused.problem(400, "INVALID_SPEC").field("/protocol");
+    let refused = config(json!({"protocols": {"1": "h2c"}})).await;
+    refused.problem(400, "INVALID_SPEC").field("/protocols");
+    world.post("/apps/hello/rollback", &json!({"release": 1})).await.is(202);
+    assert_eq!(app(&world).await["config"]["protocol"], "http");
+}

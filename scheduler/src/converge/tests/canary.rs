@@ -181,7 +181,7 @@ async fn promote(world: &World) -> Operation {
     world
         .intend("shop", OperationKind::Promote, None, |app: &mut App| {
             if let Some(canary) = app.canary.take() {
-                app.turn_to(canary.release);
+                app.turn_to(canary.release, None);
             }
             app.config.weights.clear();
         })

@@ -180,7 +180,7 @@ impl World {
             let release = spec.clone().map(|spec| {
                 app.last_release += 1;
                 if kind != OperationKind::Canary {
-                    app.turn_to(app.last_release);
+                    app.turn_to(app.last_release, None);
                 }
                 Release {
                     app: app.id.clone(),
@@ -188,6 +188,7 @@ impl World {
                     version: app.last_release.to_string().parse().expect("valid"),
                     digest: format!("sha256:{}", app.last_release),
                     spec,
+                    protocol: Some(app.config.protocol),
                     created_at: now,
                 }
             });
