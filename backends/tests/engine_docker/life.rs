@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bollard::query_parameters::RemoveContainerOptions;
+use bollard::query_parameters::{KillContainerOptions, RemoveContainerOptions};
 use futures::{StreamExt as _, TryStreamExt as _};
 use model::PlatformId;
 use model::engine::{ContainerStatus, EngineError, LaunchSpec, LogQuery};
@@ -91,6 +91,25 @@ async fn engine_tells_out_of_memory() {
             out_of_memory: false
         }
     );
+    // Started again in place it is killed by somebody: Docker's flag is still that of the first end.
+    let spec = f.spec(&platform, 3, &["once", "200"]);
+    let id = f.engine.launch(&spec).await.unwrap();
+    assert_eq!(ended(&*f.engine, &id).await, wanted);
+    f.engine.restart(&id, Duration::ZERO).await.unwrap();
+    served(host, spec.host_port).await;
+    let options = KillContainerOptions {
+        signal: "SIGKILL".into(),
+    };
+    raw(host).kill_container(id.as_str(), Some(options)).await.unwrap();
+    let killed = ContainerStatus::Exited {
+        exit_code: 137,
+        out_of_memory: false,
+    };
+    assert_eq!(ended(&*f.engine, &id).await, killed);
+    let state = raw(host).inspect_container(id.as_str(), None).await.unwrap().state;
+    eprintln!("docker's own flag: {:?}", state.and_then(|s| s.oom_killed));
+    let list = f.engine.list(&platform).await.unwrap();
+    assert_eq!(list.iter().find(|c| c.id == id).unwrap().status, killed, "as listed");
     clean(&*f.engine, &platform).await;
 }
 

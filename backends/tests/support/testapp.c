@@ -6,6 +6,7 @@
  *   long N      one line of N characters, then ends
  *   tick        a line every 50 ms until SIGTERM
  *   eat N       touches N MiB of memory, then serves nothing and sleeps
+ *   once N      as eat the first time; started again it serves
  *   child N     lets a child process touch N MiB, then ends with code 5
  */
 #include <arpa/inet.h>
@@ -69,6 +70,12 @@ int main(int argc, char **argv) {
         }
     }
     if (!strcmp(what, "eat")) {
+        eat(n);
+        for (;;) pause();
+    }
+    if (!strcmp(what, "once") && access("/ate", F_OK)) {
+        FILE *mark = fopen("/ate", "w");
+        if (mark) fclose(mark);
         eat(n);
         for (;;) pause();
     }

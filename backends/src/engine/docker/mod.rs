@@ -42,6 +42,8 @@ const LIST: Duration = Duration::from_secs(10);
 const DIGEST: Duration = Duration::from_secs(15);
 /// Creating, starting or removing one container: 0.2 s on an idle host, several seconds when it starts dozens at once.
 const CHANGE: Duration = Duration::from_secs(30);
+/// Most events of a container's last moments that are read; Docker keeps no more.
+const MAX_TOLD: usize = 256;
 /// Ended containers of a list that are looked at one by one; beyond, their exit code comes from the list's words.
 const MAX_INSPECTED: usize = 256;
 /// How many of them at once.
@@ -83,6 +85,33 @@ impl DockerEngine {
             self.connection.forget();
         }
         result
+    }
+
+    /// Whether an ended container hit its memory limit in its last moments; `None`: Docker does not say.
+    async fn hit_the_limit(
+        &self,
+        container: &ContainerId,
+        response: &bollard::models::ContainerInspectResponse,
+    ) -> Option<bool> {
+        let (since, until) = read::last_moments(response.state.as_ref()?)?;
+        let filters = HashMap::from([
+            ("container".to_owned(), vec![container.to_string()]),
+            ("event".to_owned(), vec!["oom".to_owned(), "die".to_owned()]),
+        ]);
+        let options = EventsOptions {
+            since: Some(since),
+            until: Some(until),
+            filters: Some(filters),
+        };
+        let told: Result<Vec<_>, Fault> = self
+            .call(SHORT, |docker| async move {
+                let events = docker.events(Some(options)).take(MAX_TOLD);
+                events.try_collect().await
+            })
+            .await;
+        let told = told.ok()?;
+        let words: Vec<String> = told.into_iter().filter_map(|event| event.action).collect();
+        read::hit_the_limit(&words)
     }
 
     async fn inspect_response(&self, container: &str) -> Result<bollard::models::ContainerInspectResponse, Fault> {
@@ -343,8 +372,15 @@ impl Engine for DockerEngine {
             .inspect_response(container.as_str())
             .await
             .map_err(|fault| fault.of_container(&self.url, container.as_str()))?;
-        read::inspected(&response)
-            .ok_or_else(|| EngineError::Other(format!("container {container} does not bear the platform's labels")))
+        let mut found = read::inspected(&response)
+            .ok_or_else(|| EngineError::Other(format!("container {container} does not bear the platform's labels")))?;
+        if let ContainerStatus::Exited { out_of_memory, .. } = &mut found.status
+            && *out_of_memory
+        {
+            // The flag may be of an earlier run.
+            *out_of_memory = self.hit_the_limit(container, &response).await.unwrap_or(true);
+        }
+        Ok(found)
     }
 
     async fn events(

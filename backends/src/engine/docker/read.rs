@@ -29,11 +29,33 @@ pub(super) fn status(state: &ContainerState) -> ContainerStatus {
             ContainerStatus::Exited {
                 exit_code,
                 // The flag tells that some process of the container hit the limit at some time of its life (it stays
-                // true through restarts). Only together with the main process's end by SIGKILL is it the cause.
+                // true through restarts). Only together with the main process's end by SIGKILL it may be the cause; whether it is
+                // this end's, `hit_the_limit` tells.
                 out_of_memory: state.oom_killed == Some(true) && exit_code == 137,
             }
         }
     }
+}
+
+/// How long before a container's end the kernel may have told of its memory: an app that outlives a killed child for longer ended
+/// for another reason.
+const OF_THE_END: i64 = 10;
+/// How long after it Docker may take to tell of it.
+const TOLD_WITHIN: i64 = 1;
+
+/// Between which instants Docker tells why an ended container ended, in seconds as its events are asked for.
+pub(super) fn last_moments(state: &ContainerState) -> Option<(String, String)> {
+    let read = |text: &Option<String>| text.as_deref()?.parse::<jiff::Timestamp>().ok();
+    let (began, ended) = (read(&state.started_at)?, read(&state.finished_at)?);
+    let since = began.as_second().max(ended.as_second() - OF_THE_END);
+    Some((since.to_string(), (ended.as_second() + 1 + TOLD_WITHIN).to_string()))
+}
+
+/// Whether the container hit its memory limit in its last moments, given the words that Docker told of them; `None` when Docker has
+/// forgotten them (it keeps the last 256 events, until it is restarted).
+pub(super) fn hit_the_limit(told: &[String]) -> Option<bool> {
+    let any = |word: &str| told.iter().any(|t| t == word);
+    any("die").then(|| any("oom"))
 }
 
 /// An inspected container, if it bears the platform's labels.
@@ -204,6 +226,30 @@ mod tests {
         ));
         assert_eq!(status(&state(Status::CREATED, 0, false)), ContainerStatus::Created);
         assert_eq!(status(&state(Status::DEAD, 2, false)), exited(2, false));
+    }
+
+    #[test]
+    fn the_memory_flag_is_of_the_last_end_only_if_docker_told_so_then() {
+        let at = |began: &str, ended: &str| {
+            last_moments(&ContainerState {
+                started_at: Some(began.into()),
+                finished_at: Some(ended.into()),
+                ..Default::default()
+            })
+        };
+        let long = at("2026-11-21T00:00:00.5Z", "2026-11-21T01:00:00.25Z");
+        assert_eq!(long, Some(("1795222790".into(), "1795222802".into())));
+        let short = at("2026-11-21T00:59:58.5Z", "2026-11-21T01:00:00.25Z");
+        assert_eq!(short, Some(("1795222798".into(), "1795222802".into())));
+        assert_eq!(at("", "2026-11-21T01:00:00.25Z"), None);
+        let told = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
+            hit_the_limit(&words)
+        };
+        assert_eq!(told(&["oom", "die"]), Some(true));
+        assert_eq!(told(&["die"]), Some(false));
+        assert_eq!(told(&["oom"]), None);
+        assert_eq!(told(&[]), None);
     }
 
     #[test]
