@@ -79,6 +79,7 @@ async fn protocol_changes_under_load(p: &Platform) -> Result<()> {
     load.flows(50).await?;
 
     let report = load.end().await;
+    eprintln!("an app that goes to HTTP/2 and back: {}", report.line());
     let failed = report.failed();
     expect(failed.is_empty(), || {
         let first = failed.iter().take(5).collect::<Vec<_>>();

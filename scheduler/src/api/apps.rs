@@ -334,7 +334,8 @@ pub(super) async fn why(State(api): State<Api>, Id(id): Id<AppId>) -> Result<Res
     let explanation = match api.store.release_fetch(&id, app.release).await? {
         Some(release) => {
             let hosts = api.store.host_list().await?;
-            Some(placement::explain(&release.spec, &id, &hosts, &held))
+            let census = api.fleet.census(&held, Timestamp::now());
+            Some(placement::explain(&release.spec, &id, &hosts, &held, &census))
         }
         None => None,
     };

@@ -8,7 +8,7 @@ use model::{AppId, HostName, Instance, ReleaseSpec, Timestamp};
 
 use super::Api;
 use super::error::{ApiError, Code};
-use crate::placement::{self, Census, Request};
+use crate::placement::{self, Request};
 
 /// Most placements that a plan spells out.
 pub(super) const MOST_PLANNED: u32 = 100;
@@ -68,7 +68,7 @@ pub(super) async fn room(api: &Api, app: &AppId, spec: &ReleaseSpec, ask: &Ask) 
         leaving: &leaving,
         failed_on: &HashSet::from_iter(placement::failed_on(own.iter().copied(), Timestamp::now())),
     };
-    let mut census = Census::of(&held);
+    let mut census = api.fleet.census(&held, Timestamp::now());
     let count = count.min(MOST_PLANNED) as usize;
     let (would_place, explanation) = placement::choose(&request, count, &hosts, &mut census);
     Ok(Room {

@@ -205,6 +205,11 @@ impl Context {
                 FailureCode::PortTaken
             }
             EngineError::RegistryUnreachable { .. } => FailureCode::RegistryUnreachable,
+            EngineError::DiskFull(_) => {
+                // Before the failure is stored: whoever replaces the instance knows it.
+                self.fleet.disk_full(&instance.host, Timestamp::now());
+                code
+            }
             _ => code,
         };
         warn!(app = %instance.app, instance = %instance.id, host = %instance.host, %error, "the instance could not be launched");

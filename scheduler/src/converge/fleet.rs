@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::engine::{Container, ContainerStats, Engine, EngineError, EngineOpener};
 use model::store::Store;
-use model::{Host, HostName, InstanceId, Timestamp};
+use model::{Host, HostName, Instance, InstanceId, Timestamp};
 use tokio::sync::Notify;
+
+use crate::placement::{Census, DISK_REST};
 
 /// What a host's engine said when it was last asked for its containers.
 #[derive(Clone, Debug)]
@@ -29,6 +31,8 @@ pub(crate) struct Fleet {
     engines: Mutex<HashMap<HostName, Opened>>,
     observations: Mutex<HashMap<HostName, Arc<Observation>>>,
     stats: Mutex<HashMap<InstanceId, ContainerStats>>,
+    /// Hosts that are passed over since their disks are full, and until when.
+    full: Mutex<HashMap<HostName, Timestamp>>,
     /// Per watched host: asks its monitor to list again.
     look_again: Mutex<HashMap<HostName, Arc<Notify>>>,
     /// Wakes the convergence loop.
@@ -55,6 +59,7 @@ impl Fleet {
             engines: Mutex::default(),
             observations: Mutex::default(),
             stats: Mutex::default(),
+            full: Mutex::default(),
             look_again: Mutex::default(),
             changed: Notify::new(),
         })
@@ -80,6 +85,27 @@ impl Fleet {
     /// Replaces the figures of all containers.
     pub(crate) fn set_stats(&self, stats: HashMap<InstanceId, ContainerStats>) {
         *lock(&self.stats) = stats;
+    }
+
+    /// The engine of `host` said at `now` that its disk is full.
+    pub(crate) fn disk_full(&self, host: &HostName, now: Timestamp) {
+        lock(&self.full).insert(host.clone(), now.plus(DISK_REST));
+    }
+
+    /// Hosts whose disks are full, as far as this process knows, and until when they are passed over.
+    pub(crate) fn full_disks(&self, now: Timestamp) -> HashMap<HostName, Timestamp> {
+        let mut full = lock(&self.full);
+        full.retain(|_, until| *until > now);
+        full.clone()
+    }
+
+    /// What `held` instances take, and which hosts are passed over now.
+    pub(crate) fn census(&self, held: &[Instance], now: Timestamp) -> Census {
+        let mut census = Census::of(held);
+        for host in self.full_disks(now).keys() {
+            census.disk_full(host);
+        }
+        census
     }
 
     /// What the engine of `host` last said.

@@ -360,7 +360,10 @@ impl Context {
                 "so many hosts are down that no instance is given up for lost; drain those that are gone for good"
             );
         }
-        let mut census = Census::of(&instances);
+        let mut census = self.fleet.census(&instances, now);
+        for until in self.fleet.full_disks(now).into_values() {
+            self.wake(until);
+        }
         lock(&self.no_port).retain(|host, until| {
             census.no_port(host);
             self.wake(*until);

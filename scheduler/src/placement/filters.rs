@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use model::{Host, Schedulability};
 use serde::Serialize;
 
-use super::{Request, Tally};
+use super::{DISK_REST, Request, Tally};
 
 /// The filters, in the order in which they are asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -24,6 +24,8 @@ pub(crate) enum Filter {
     Cpu,
     /// Every port of its range is leased.
     Port,
+    /// Its engine said a moment ago that its disk is full.
+    Disk,
     /// Already runs an instance of an app that wants one per host.
     OnePerHost,
     /// Already runs as many instances of the app as are allowed.
@@ -57,6 +59,9 @@ pub(super) fn refusal(host: &Host, tally: &Tally, request: &Request<'_>) -> Opti
     let ports = u32::from(last.saturating_sub(first)) + 1;
     if last < first || tally.ports >= ports || tally.no_port {
         return Some(Filter::Port);
+    }
+    if tally.disk_full {
+        return Some(Filter::Disk);
     }
     let own = request.own(&host.name, tally);
     if placement.one_per_host && own > 0 {
@@ -142,6 +147,10 @@ pub(super) fn sentence(filter: Filter, hosts: &[&Host], request: &Request<'_>) -
             request.spec.cpu_weight
         ),
         Filter::Port => format!("port: {n} {noun} {has} no free port in the range"),
+        Filter::Disk => format!(
+            "disk: {n} {noun} {has} a full disk, by what the engine said within the last {} s",
+            DISK_REST.as_secs()
+        ),
         Filter::OnePerHost => format!("one_per_host: {n} {noun} already {runs} an instance"),
         Filter::MaxPerHost => format!(
             "max_per_host: {n} {noun} already {runs} {} of this app",

@@ -19,6 +19,10 @@ pub(crate) use score::Score;
 /// How long a host on which an instance of an app failed is avoided by that app (SwarmKit's window).
 pub(crate) const FAILED_RECENTLY: Duration = Duration::from_secs(300);
 
+/// How long a host whose engine said that its disk is full is passed over by all apps: long enough that it is not asked all the time,
+/// short enough that room that somebody made is used soon.
+pub(crate) const DISK_REST: Duration = Duration::from_secs(60);
+
 /// What the held instances take on each host, and what earlier picks of the same look have promised.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Census {
@@ -32,6 +36,8 @@ pub(crate) struct Tally {
     ports: u32,
     /// The store found every port of the range leased or resting, a moment ago.
     no_port: bool,
+    /// Its engine said a moment ago that its disk is full.
+    disk_full: bool,
     /// Instances that are being launched.
     starting: u32,
     /// Memory promised by picks that the host's row does not show yet, MiB.
@@ -76,6 +82,11 @@ impl Census {
     /// The store found no port free on `host`: it is passed over.
     pub(crate) fn no_port(&mut self, host: &HostName) {
         self.hosts.entry(host.clone()).or_default().no_port = true;
+    }
+
+    /// The disk of `host` is full: it is passed over.
+    pub(crate) fn disk_full(&mut self, host: &HostName) {
+        self.hosts.entry(host.clone()).or_default().disk_full = true;
     }
 
     fn promise(&mut self, host: &HostName, app: &AppId, spec: &ReleaseSpec) {
@@ -157,8 +168,15 @@ impl Explanation {
     }
 }
 
-/// Explains where an instance of `app` made from `spec` could go now. `held`: all instances that hold resources.
-pub(crate) fn explain(spec: &ReleaseSpec, app: &AppId, hosts: &[Host], held: &[Instance]) -> Explanation {
+/// Explains where an instance of `app` made from `spec` could go now. `held`: all instances that hold resources; `census`: these and
+/// what else is known of the hosts.
+pub(crate) fn explain(
+    spec: &ReleaseSpec,
+    app: &AppId,
+    hosts: &[Host],
+    held: &[Instance],
+    census: &Census,
+) -> Explanation {
     let own: Vec<&Instance> = held.iter().filter(|i| i.app == *app).collect();
     let desired = u32::try_from(own.iter().filter(|i| i.state.is_live()).count()).unwrap_or(u32::MAX);
     let request = Request {
@@ -169,7 +187,7 @@ pub(crate) fn explain(spec: &ReleaseSpec, app: &AppId, hosts: &[Host], held: &[I
         leaving: &HashMap::new(),
         failed_on: &failed_on(own, Timestamp::now()),
     };
-    explain_request(&request, hosts, &Census::of(held))
+    explain_request(&request, hosts, census)
 }
 
 /// Hosts on which one of `instances` failed in the last five minutes.

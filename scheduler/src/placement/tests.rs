@@ -424,12 +424,26 @@ fn instances_that_leave_do_not_count() {
 #[test]
 fn an_explanation_ranks_what_fits() {
     let hosts = [host("a 1000 500"), host("b 1000 0"), host("c 1000 0 cordoned")];
-    let explanation = explain(&spec(""), &"shop".parse().expect("valid"), &hosts, &[]);
+    let explanation = explain(
+        &spec(""),
+        &"shop".parse().expect("valid"),
+        &hosts,
+        &[],
+        &Census::default(),
+    );
     assert_eq!(explanation.hosts, 3);
     let fitting: Vec<&str> = explanation.fitting.iter().map(|f| f.host.as_str()).collect();
     assert_eq!(fitting, ["b", "a"]);
     assert_eq!(explanation.refused.len(), 1);
     assert_eq!(explanation.refused[0].filter, Filter::State);
+    let mut census = Census::default();
+    census.disk_full(&"b".parse().expect("valid"));
+    let explanation = explain(&spec(""), &"shop".parse().expect("valid"), &hosts, &[], &census);
+    assert_eq!(explanation.fitting.len(), 1);
+    assert_eq!(
+        explanation.reasons()[1],
+        "disk: 1 host has a full disk, by what the engine said within the last 60 s"
+    );
 }
 
 proptest! {

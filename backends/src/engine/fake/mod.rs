@@ -67,6 +67,7 @@ struct Options {
 struct State {
     containers: BTreeMap<String, Fake>,
     taken: HashSet<u16>,
+    disk_full: bool,
     images: HashMap<String, FakeImage>,
     launch: Duration,
     pull: Duration,
@@ -246,6 +247,11 @@ impl FakeEngine {
         } else {
             state.taken.remove(&port);
         }
+    }
+
+    /// Nothing can be written to its disk: no container is made.
+    pub fn set_disk_full(&self, full: bool) {
+        self.state().disk_full = full;
     }
 
     /// How long each pull of an image that is not on the host takes from now on.

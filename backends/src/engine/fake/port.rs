@@ -116,6 +116,10 @@ impl Engine for FakeEngine {
             if state.port_is_taken(spec.host_port, &name) {
                 return Err(EngineError::PortTaken(spec.host_port));
             }
+            if state.disk_full {
+                let words = "mkdir /var/lib/docker/overlay2/a: no space left on device";
+                return Err(EngineError::DiskFull(words.into()));
+            }
             let id = random_id();
             let fake = Fake {
                 id: id.clone(),

@@ -91,6 +91,46 @@ async fn a_taken_port_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_with_a_full_disk_is_passed_over_by_all_apps_for_a_while() {
+    let world = World::new(2).await;
+    world.fakes[0].set_disk_full(true);
+    let _loop = world.start().await;
+    let operation = world.end(&world.deploy("shop", 4, spec()).await).await;
+    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
+    world.exactly("shop", 1, 4).await;
+    let met = failures(&world).await;
+    assert!((1..=2).contains(&met.len()), "those of the first look: {met:?}");
+    assert!(met.iter().all(|f| f.message.contains("disk is full")), "{met:?}");
+    // The next ones do not ask it, though it is the emptier one by far.
+    world.deploy("cart", 4, spec()).await;
+    world.exactly("cart", 1, 4).await;
+    world.scale("shop", 6).await;
+    world.exactly("shop", 1, 6).await;
+    assert_eq!(failures(&world).await, met);
+    assert_eq!(world.fakes[0].launch_counts().0, 0);
+
+    // Where no other host is left, one waits and is told why.
+    world.fakes[1].set_disk_full(true);
+    let operation = world.scale("shop", 7).await;
+    world
+        .until(|| async {
+            let now = world.store.operation_fetch(&operation.id).await.expect("read");
+            let told = now.expect("there");
+            let full = told
+                .reasons
+                .iter()
+                .any(|r| r.starts_with("disk: 2 hosts have a full disk"));
+            if told.state == OperationState::Blocked && full {
+                Ok(())
+            } else {
+                Err(format!("{told:?}"))
+            }
+        })
+        .await;
+    assert_eq!(failures(&world).await.len(), met.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_every_port_is_taken_the_deploy_fails_and_the_tries_thin_out() {
     let world = World::new(1).await;
     for port in 20_000..30_000 {
