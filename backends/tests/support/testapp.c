@@ -6,7 +6,7 @@
  *   long N      one line of N characters, then ends
  *   tick        a line every 50 ms until SIGTERM
  *   eat N       touches N MiB of memory, then serves nothing and sleeps
- *   once N      as eat the first time; started again it serves
+ *   outlive N   lets a child process touch N MiB, which the kernel may kill, then serves
  *   child N     lets a child process touch N MiB, then ends with code 5
  */
 #include <arpa/inet.h>
@@ -73,20 +73,14 @@ int main(int argc, char **argv) {
         eat(n);
         for (;;) pause();
     }
-    if (!strcmp(what, "once") && access("/ate", F_OK)) {
-        FILE *mark = fopen("/ate", "w");
-        if (mark) fclose(mark);
-        eat(n);
-        for (;;) pause();
-    }
-    if (!strcmp(what, "child")) {
+    if (!strcmp(what, "child") || !strcmp(what, "outlive")) {
         pid_t child = fork();
         if (child == 0) {
             eat(n);
             _exit(0);
         }
         waitpid(child, NULL, 0);
-        return 5;
+        if (!strcmp(what, "child")) return 5;
     }
     return serve();
 }

@@ -377,7 +377,7 @@ impl Engine for DockerEngine {
         if let ContainerStatus::Exited { out_of_memory, .. } = &mut found.status
             && *out_of_memory
         {
-            // The flag may be of an earlier run.
+            // The flag may be about a process that the app outlived, or of an earlier run.
             *out_of_memory = self.hit_the_limit(container, &response).await.unwrap_or(true);
         }
         Ok(found)

@@ -28,8 +28,8 @@ pub(super) fn status(state: &ContainerState) -> ContainerStatus {
             let exit_code = state.exit_code.unwrap_or(-1);
             ContainerStatus::Exited {
                 exit_code,
-                // The flag tells that some process of the container hit the limit at some time of its life (it stays
-                // true through restarts). Only together with the main process's end by SIGKILL it may be the cause; whether it is
+                // The flag tells that some process of the container hit the limit at some time of this run, in some versions of
+                // Docker also of an earlier one. Only together with the main process's end by SIGKILL it may be the cause; whether it is
                 // this end's, `hit_the_limit` tells.
                 out_of_memory: state.oom_killed == Some(true) && exit_code == 137,
             }
