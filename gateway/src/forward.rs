@@ -194,7 +194,7 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     }
 
     let mut ask = Ask::default();
-    let app = app_of(&worker, &exchange.client, &host, &mut ask)?;
+    let app = app_of(&worker, &exchange.client, &host, &parts.uri, &mut ask)?;
     let settings = Arc::clone(&app.settings);
     // What does not speak HTTP is no host here: a request must not become commands of another protocol.
     if settings.config.protocol == Protocol::Tcp {
@@ -282,8 +282,8 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
     })
 }
 
-/// The app that the host names. Clients go on asking for the same one, so the last one is at hand.
-fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -> Result<Arc<App>, Reason> {
+/// The app that the host names, with the path where apps share it. Clients go on asking for the same one, so the last one is at hand.
+fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, uri: &Uri, ask: &mut Ask) -> Result<Arc<App>, Reason> {
     worker.with_table(|table| {
         if let Some(app) = client.last.app(host.as_bytes(), table.made) {
             return Ok(app);
@@ -295,14 +295,15 @@ fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, ask: &mut Ask) -
         if let Target::Version { version, .. } = target {
             ask.version = Some(version.into());
         }
-        let app = table.find(target, own).ok_or_else(|| match worker.shared.is_loaded() {
+        let found = table.find(target, own, uri.path());
+        let (app, whole) = found.ok_or_else(|| match worker.shared.is_loaded() {
             true => Reason::UnknownApp,
             false => Reason::NotReady,
         })?;
         if client.shown.get().is_some_and(|shown| !shown.is(name)) {
             return Err(Reason::Misdirected);
         }
-        if ask.version.is_none() {
+        if whole && ask.version.is_none() {
             client.last.remember(host.as_bytes(), app, table.made);
         }
         Ok(Arc::clone(app))

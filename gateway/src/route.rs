@@ -85,8 +85,13 @@ pub(crate) fn target<'a>(host: &'a str, domain: &str) -> Target<'a> {
 
 /// Under which key the table has a custom domain of an app; none for names under the gateway's own domain, which belong to the
 /// apps of those names whoever claims them, and for what no host can be. Of a wildcard (`*.example.com`) it is what follows the
-/// label (`.example.com`): no host begins so.
+/// label (`.example.com`): no host begins so. A path (`shop.example.com/api`) stays with its name.
 pub(crate) fn key_of(domain: &str, own: &str) -> Option<Box<str>> {
+    if let Some((name, path)) = domain.split_once('/') {
+        let sound = !path.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+        let name = key_of(name, own).filter(|name| sound && !name.starts_with('.'))?;
+        return Some(format!("{name}/{path}").into());
+    }
     let lower = domain.to_ascii_lowercase();
     let key = match lower.strip_prefix('*') {
         Some(rest) if rest.starts_with('.') && rest[1..].contains('.') => rest,
@@ -98,6 +103,13 @@ pub(crate) fn key_of(domain: &str, own: &str) -> Option<Box<str>> {
         .strip_suffix(own)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
     (!under).then(|| key.into())
+}
+
+/// Whether a request's path is `prefix` or below it. Paths are compared as they came, by whole segments: what is written in
+/// another way (`/%61pi`, `//api`, `/x/../api`) is another path, and reaches its app as it came too.
+pub(crate) fn is_below(path: &str, prefix: &str) -> bool {
+    path.strip_prefix(prefix)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// The key of the wildcard that a name falls under; none for the gateway's own domain.
@@ -220,6 +232,37 @@ mod tests {
             "localhost",
         ] {
             assert_eq!(key(none), None, "{none}");
+        }
+        assert_eq!(key("A.b/Api/v1").as_deref(), Some("a.b/Api/v1"));
+        for none in [
+            "a.b/",
+            "a.b//x",
+            "a.b/../x",
+            "apps.test/x",
+            "a.apps.test/x",
+            "*.a.b/x",
+            "a/b",
+        ] {
+            assert_eq!(key(none), None, "{none}");
+        }
+        for path in ["/api", "/api/", "/api/x", "/api/../x", "/api//"] {
+            assert!(is_below(path, "/api"), "{path}");
+        }
+        for path in [
+            "/",
+            "*",
+            "",
+            "/ap",
+            "/apix",
+            "/api;x",
+            "/API",
+            "/%61pi",
+            "//api",
+            "/x/../api",
+            "/api%2fx",
+            "api",
+        ] {
+            assert!(!is_below(path, "/api"), "{path}");
         }
         assert_eq!(wildcard("a.example.com", "apps.test"), Some(".example.com"));
         assert_eq!(wildcard("b.a.example.com", "apps.test"), Some(".a.example.com"));

@@ -176,15 +176,24 @@ type Shard = HashMap<Box<str>, Arc<App>, RandomState>;
 /// Number of shards: at 100,000 apps a change copies some 50 entries.
 const SHARDS: usize = 2_048;
 
-/// All apps, by name (`hello`) and by custom domain (`shop.example.com`, or `.example.com` for `*.example.com`; names have no dot,
-/// domains have one).
+/// All apps, by name (`hello`) and by custom domain (`shop.example.com`, or `.example.com` for `*.example.com`, or with a path,
+/// `shop.example.com/api`; names have no dot, domains have one).
 #[derive(Debug)]
 pub(crate) struct Table {
     shards: Box<[Arc<Shard>]>,
     /// How many of the domains are wildcards.
     wildcards: usize,
+    /// The apps that have paths of a host, the longest path first.
+    paths: Arc<HashMap<Box<str>, Arc<[Below]>, RandomState>>,
     /// Which one it is: no other has had this number.
     pub(crate) made: u64,
+}
+
+/// What an app has of a host: this path and all below it.
+#[derive(Clone, Debug)]
+struct Below {
+    path: Box<str>,
+    app: Arc<App>,
 }
 
 fn next_number() -> u64 {
@@ -198,6 +207,7 @@ impl Default for Table {
         Self {
             shards: vec![empty; SHARDS].into(),
             wildcards: 0,
+            paths: Arc::default(),
             made: next_number(),
         }
     }
@@ -214,20 +224,30 @@ fn shard_of(key: &str) -> usize {
 }
 
 impl Table {
-    /// The app that a host names, at a gateway for the domain `own`. A domain that no app has by itself may fall under a wildcard.
+    /// The app that a host and a path name, at a gateway for the domain `own`; `true`: whatever the path. What no app has of a host by
+    /// path is the app's that has the host, and a host that no app has by itself may fall under a wildcard.
     #[inline]
-    pub(crate) fn find(&self, target: Target<'_>, own: &str) -> Option<&Arc<App>> {
-        match target {
-            Target::App(app) | Target::Version { app, .. } => self.get(app),
-            Target::Domain(name) if name.contains('.') => {
-                let exact = self.get(name);
-                if exact.is_some() || self.wildcards == 0 {
-                    return exact;
-                }
-                self.get(route::wildcard(name, own)?)
+    pub(crate) fn find(&self, target: Target<'_>, own: &str, path: &str) -> Option<(&Arc<App>, bool)> {
+        let name = match target {
+            Target::App(app) | Target::Version { app, .. } => return Some((self.get(app)?, true)),
+            Target::Domain(name) if name.contains('.') => name,
+            Target::Domain(_) => return None,
+        };
+        let mut whole = true;
+        if !self.paths.is_empty()
+            && let Some(paths) = self.paths.get(name)
+        {
+            if let Some(below) = paths.iter().find(|below| route::is_below(path, &below.path)) {
+                return Some((&below.app, false));
             }
-            Target::Domain(_) => None,
+            whole = false;
         }
+        let exact = self.get(name);
+        let app = match exact {
+            None if self.wildcards > 0 => self.get(route::wildcard(name, own)?),
+            exact => exact,
+        };
+        Some((app?, whole))
     }
 
     /// The app under that name or domain.
@@ -241,9 +261,13 @@ impl Table {
         let mut next = Self {
             shards: self.shards.clone(),
             wildcards: self.wildcards,
+            paths: Arc::clone(&self.paths),
             made: next_number(),
         };
         for (key, app) in changes {
+            if let Some(at) = key.find('/') {
+                next.turn(&key[..at], &key[at..], app.as_ref());
+            }
             let shard = Arc::make_mut(&mut next.shards[shard_of(&key)]);
             let (wildcard, is) = (key.starts_with('.'), app.is_some());
             let was = match app {
@@ -255,6 +279,31 @@ impl Table {
             }
         }
         next
+    }
+
+    /// Whether an app has this path of the host.
+    pub(crate) fn is_by_path(&self, host: &str, path: &str) -> bool {
+        let mut paths = self.paths.get(host).into_iter().flat_map(|paths| paths.iter());
+        paths.any(|below| route::is_below(path, &below.path))
+    }
+
+    /// Gives this path of a host to the app, or to none.
+    fn turn(&mut self, host: &str, path: &str, app: Option<&Arc<App>>) {
+        let all = Arc::make_mut(&mut self.paths);
+        let before = all.remove(host);
+        let others = before
+            .iter()
+            .flat_map(|b| b.iter())
+            .filter(|below| *below.path != *path);
+        let new = app.map(|app| Below {
+            path: path.into(),
+            app: Arc::clone(app),
+        });
+        let mut after: Vec<Below> = others.cloned().chain(new).collect();
+        after.sort_by_key(|below| std::cmp::Reverse(below.path.len()));
+        if !after.is_empty() {
+            all.insert(host.into(), after.into());
+        }
     }
 
     /// Number of names and domains.
@@ -288,8 +337,8 @@ mod tests {
         let one = Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
         let other = Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
         let found = |table: &Table, name: &str| {
-            let found = table.find(route::target(name, "apps.test"), "apps.test");
-            found.map(|app| if Arc::ptr_eq(app, &one) { 1 } else { 2 })
+            let found = table.find(route::target(name, "apps.test"), "apps.test", "/");
+            found.map(|(app, _)| if Arc::ptr_eq(app, &one) { 1 } else { 2 })
         };
         let wild = |app: &Arc<App>| -> (Box<str>, Option<Arc<App>>) { (".example.com".into(), Some(Arc::clone(app))) };
         let table = Table::default().with([wild(&one), ("shop.example.com".into(), Some(Arc::clone(&other)))]);
@@ -308,6 +357,40 @@ mod tests {
         }
         let table = table.with([(".example.com".into(), None), (".example.org".into(), None)]);
         assert_eq!((table.wildcards, found(&table, "any.example.com")), (0, None));
+    }
+
+    #[test]
+    fn the_longest_path_of_a_host_wins() {
+        let app = || Arc::new(crate::balance::tests::app(AppConfig::default(), &["1"]));
+        let apps = [app(), app(), app(), app()];
+        let put = |key: &str, i: usize| -> (Box<str>, Option<Arc<App>>) { (key.into(), Some(Arc::clone(&apps[i]))) };
+        let found = |table: &Table, name: &str, path: &str| {
+            let (app, whole) = table.find(route::target(name, "apps.test"), "apps.test", path)?;
+            Some((apps.iter().position(|a| Arc::ptr_eq(a, app))?, whole))
+        };
+        let table = Table::default().with([put("a.b/api", 1), put("a.b/api/v2", 2), put("c.b", 0), put(".b.c", 3)]);
+        let table = table.with([put("a.b", 0), put("a.b/api", 1), put("x.b.c/api", 1)]);
+        for (name, path, want) in [
+            ("a.b", "/api/v2/x", Some((2, false))),
+            ("a.b", "/api/v2x", Some((1, false))),
+            ("a.b", "/apiv", Some((0, false))),
+            ("a.b", "*", Some((0, false))),
+            ("c.b", "/api", Some((0, true))),
+            ("x.b.c", "/api", Some((1, false))),
+            ("x.b.c", "/", Some((3, false))),
+            ("y.b.c", "/api", Some((3, true))),
+            ("d.b", "/api", None),
+        ] {
+            assert_eq!(found(&table, name, path), want, "{name}{path}");
+        }
+        assert_eq!(table.len(), 6, "each is a route");
+        let table = table.with([
+            ("a.b/api".into(), None),
+            ("a.b/api/v2".into(), None),
+            ("x.b.c/api".into(), None),
+        ]);
+        assert_eq!(found(&table, "a.b", "/api/v2"), Some((0, true)));
+        assert!(table.paths.is_empty());
     }
 
     #[test]

@@ -125,7 +125,7 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
     text.push_str(preamble.trim_end());
     text.push_str("\n\n");
     let wildcards = hosts.keys().any(|host| host.starts_with("*."));
-    front(&mut text, config, &map_path, wildcards);
+    front(&mut text, config, &map_path, wildcards, &paths(&apps, config));
     for app in apps.values() {
         match app.config.protocol {
             Protocol::Tcp => {}
@@ -211,7 +211,38 @@ fn hosts(
     hosts
 }
 
-fn front(text: &mut String, config: &Config, map: &std::path::Path, wildcards: bool) {
+/// What apps have of a host by path: host, path and backend, the longest paths first; the first app that has one keeps it.
+fn paths(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> Vec<(String, String, String)> {
+    let segment =
+        |s: &str| !matches!(s, "" | "." | "..") && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
+    let mut paths = BTreeMap::new();
+    for app in apps.values().filter(|app| app.config.protocol != Protocol::Tcp) {
+        for domain in &app.config.domains {
+            let Some((host, path)) = domain.split_once('/') else {
+                continue;
+            };
+            let host = host.to_ascii_lowercase();
+            if is_domain(&host, config) && !host.starts_with('*') && path.split('/').all(segment) {
+                let backend = format!("app:{}", app.id);
+                paths.entry((host, format!("/{path}"))).or_insert(backend);
+            }
+        }
+    }
+    let mut paths: Vec<_> = paths
+        .into_iter()
+        .map(|((host, path), backend)| (host, path, backend))
+        .collect();
+    paths.sort_by_key(|(_, path, _)| std::cmp::Reverse(path.len()));
+    paths
+}
+
+fn front(
+    text: &mut String,
+    config: &Config,
+    map: &std::path::Path,
+    wildcards: bool,
+    paths: &[(String, String, String)],
+) {
     let _ = write!(
         text,
         "\
@@ -226,6 +257,11 @@ frontend caas
 ",
         bind = config.bind,
     );
+    // Of several lines the first that fits holds.
+    for (host, path, backend) in paths {
+        let on = format!("use_backend {backend} if {{ req.hdr(host),host_only -i {host} }}");
+        let _ = write!(text, "    {on} {{ path {path} }}\n    {on} {{ path_beg {path}/ }}\n");
+    }
     let map = map.display();
     let _ = if wildcards {
         // The name itself, else `*.` and what follows its first label.

@@ -91,9 +91,13 @@ async fn instance(name: &'static str) -> (SocketAddr, JoinHandle<()>) {
 
 /// One request on a connection of its own: status and body.
 async fn get(at: SocketAddr, host: &str) -> Result<(u16, String), String> {
+    get_at(at, host, "/").await
+}
+
+async fn get_at(at: SocketAddr, host: &str, path: &str) -> Result<(u16, String), String> {
     let asking = async {
         let mut stream = TcpStream::connect(at).await.map_err(|e| format!("connect: {e}"))?;
-        let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         stream
             .write_all(request.as_bytes())
             .await
@@ -260,7 +264,7 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
         ..AppConfig::default()
     };
     let wild = AppConfig {
-        domains: vec!["*.example.com".into()],
+        domains: vec!["*.example.com".into(), "shop.example.com/api".into()],
         ..AppConfig::default()
     };
     let revision = world
@@ -286,6 +290,16 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
     assert_eq!(heard("SHOP.example.com:80").await, (200, "three".into()));
     assert_eq!(heard("7--shop.test").await.1, "three");
     assert_eq!(heard("Any.Example.com:80").await, (200, "one".into()));
+    for (path, app) in [
+        ("/api", "one"),
+        ("/api/x?y", "one"),
+        ("/apix", "three"),
+        ("//api", "three"),
+        ("/API", "three"),
+    ] {
+        let answer = get_at(http, "Shop.example.com:80", path).await.expect("an answer");
+        assert_eq!(answer, (200, app.into()), "{path}");
+    }
     for nobody in ["example.com", "a.b.example.com", "any.example.org"] {
         assert_eq!(heard(nobody).await.0, 404, "{nobody}: a wildcard stands for one label");
     }

@@ -18,7 +18,7 @@ pub const MAX_PROTOCOLS: usize = 20;
 #[serde(default)]
 pub struct AppConfig {
     /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case; `*.example.com` stands for every name of one label more that
-    /// no app has by itself.
+    /// no app has by itself, `shop.example.com/api` for the path `/api` there and all below it.
     pub domains: Vec<String>,
     /// What the app speaks; of its instances each what its release was deployed with, see [`Protocol::of_instance`].
     pub protocol: Protocol,
@@ -225,11 +225,16 @@ impl AppConfig {
             errors.push(SpecError::new("/domains", "at most 100 domains"));
         }
         for (i, domain) in self.domains.iter().enumerate() {
-            if !domain_name(domain.strip_prefix("*.").unwrap_or(domain)) || domain.len() > 253 {
+            if domain.len() > 253 || !custom_domain(domain) {
                 errors.push(SpecError::new(
                     format!("/domains/{i}"),
-                    format!("{domain:?} must be a lower-case domain name such as shop.example.com or *.example.com"),
+                    format!(
+                        "{domain:?} must be a lower-case domain name such as shop.example.com, *.example.com or shop.example.com/api"
+                    ),
                 ));
+            } else if domain.contains('/') && self.protocol == Protocol::Tcp {
+                let text = format!("{domain:?} has a path, which an app with protocol \"tcp\" never sees");
+                errors.push(SpecError::new(format!("/domains/{i}"), text));
             }
         }
         if self.protocols.len() > MAX_PROTOCOLS {
@@ -291,6 +296,19 @@ fn token(text: &str) -> bool {
         && text
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+/// A domain of an app: a name, all names of one label more, or a path of a name.
+fn custom_domain(text: &str) -> bool {
+    match text.split_once('/') {
+        Some((name, path)) => domain_name(name) && path.split('/').all(segment),
+        None => domain_name(text.strip_prefix("*.").unwrap_or(text)),
+    }
+}
+
+/// A segment of a path that can be written in one way only (RFC 3986 2.3, 6.2.2): no dots that walk, no `%`.
+fn segment(text: &str) -> bool {
+    !matches!(text, "" | "." | "..") && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
 }
 
 /// A lower-case DNS name of at least two labels.
@@ -372,9 +390,24 @@ mod tests {
             };
             config.check().len()
         };
-        for good in ["shop.example.com", "*.example.com", "*.a.b.example.com"] {
+        for good in [
+            "shop.example.com",
+            "*.example.com",
+            "*.a.b.example.com",
+            "a.example.com/api",
+            "a.b/V1/x.y~_-",
+        ] {
             assert_eq!(errors(good), 0, "{good}");
         }
+        for bad in [
+            "a.b/", "a.b//", "a.b/x/", "a.b//x", "a.b/.", "a.b/../x", "a.b/%61", "a.b/x;y", "a.b/x?y", "a.b/x y",
+            "a.b/*", "*.a.b/x", "ab/x", "/x", "A.b/x", "a.b:80/x",
+        ] {
+            assert_eq!(errors(bad), 1, "{bad}");
+        }
+        let bytes: AppConfig = serde_json::from_str(r#"{"protocol":"tcp","domains":["a.b","a.b/x"]}"#).expect("json");
+        let fields: Vec<String> = bytes.check().into_iter().map(|e| e.field).collect();
+        assert_eq!(fields, ["/domains/1"]);
         let long = format!("*.{}a.example.com", "abcdefghi.".repeat(24));
         for bad in [
             "*",

@@ -19,7 +19,7 @@ use crate::table::App;
 struct Explanation<'a> {
     host: String,
     path: &'a str,
-    /// What in the host decided: `app`, `version`, `domain`, `wildcard`, or `none`.
+    /// What in the host decided: `app`, `version`, `domain`, `path`, `wildcard`, or `none`.
     rule: &'static str,
     app: &'a str,
     /// The version that the request must have; else `shares` say.
@@ -87,13 +87,15 @@ pub(super) fn explain<'a>(shared: &Shared, said: &impl Fn(&str) -> Option<&'a st
     name.clone_into(&mut explanation.host);
     let own = &shared.config.domain;
     let target = route::target(name, own);
-    let found = table.find(target, own);
+    let below = path.split(['?', '#']).next().unwrap_or_default();
+    let found = table.find(target, own, below).map(|(app, _)| app);
     explanation.rule = match target {
         Target::App(_) => "app",
         Target::Version { version, .. } => {
             ask.version = Some(version.into());
             "version"
         }
+        Target::Domain(_) if table.is_by_path(name, below) => "path",
         Target::Domain(_) if table.get(name).is_some() => "domain",
         Target::Domain(_) => "wildcard",
     };

@@ -21,7 +21,7 @@ pub(crate) fn wanted(worker: &Worker, hello: &Hello) -> Option<(Arc<App>, Option
         Target::Version { version, .. } => Some(version.into()),
         Target::App(_) | Target::Domain(_) => None,
     };
-    let app = worker.with_table(|table| table.find(target, own).cloned())?;
+    let app = worker.with_table(|table| table.find(target, own, "").map(|(app, _)| Arc::clone(app)))?;
     let config = &app.settings.config;
     let wants = config.protocol == Protocol::Tcp && config.tcp.passthrough;
     wants.then_some((app, version))

@@ -68,6 +68,107 @@ async fn a_wildcard_has_what_no_app_has_by_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn apps_share_a_host_by_paths_as_they_came() {
+    let (shop, api, v2) = (
+        Recorder::start("shop").await,
+        Recorder::start("api").await,
+        Recorder::start("v2").await,
+    );
+    let domains = |domains: &[&str]| AppConfig {
+        domains: domains.iter().map(|d| (*d).to_owned()).collect(),
+        ..AppConfig::default()
+    };
+    let gateway = Gateway::with(
+        config(),
+        &[
+            ("shop", "1", "a", shop.at),
+            ("api", "1", "b", api.at),
+            ("v2", "1", "c", v2.at),
+        ],
+        &[
+            ("shop", domains(&["a.test"])),
+            ("api", domains(&["a.test/api", "b.test/api", "api.localhost/x"])),
+            ("v2", domains(&["a.test/api/v2"])),
+        ],
+    )
+    .await;
+    // Each path reaches the app that it names as it is written, and unchanged; an app that reads it in another way reads its own.
+    let paths = [
+        ("/api", "api"),
+        ("/api/", "api"),
+        ("/api?a=/b", "api"),
+        ("/api/x/y", "api"),
+        ("/api/v2", "v2"),
+        ("/api/v2/x", "v2"),
+        ("/api/v2x", "api"),
+        ("/api/v2/../v1", "v2"),
+        ("/api/../x", "api"),
+        ("/api//v2", "api"),
+        ("/api/%2e%2e/x", "api"),
+        ("/", "shop"),
+        ("/apix", "shop"),
+        ("/API", "shop"),
+        ("/api;x", "shop"),
+        ("/api%2Fv2", "shop"),
+        ("/%61pi", "shop"),
+        ("//api", "shop"),
+        ("/./api", "shop"),
+        ("/x/../api/v2", "shop"),
+        ("/?x=/api", "shop"),
+    ];
+    let last = |app: &str| match app {
+        "api" => api.last(),
+        "v2" => v2.last(),
+        _ => shop.last(),
+    };
+    for (path, want) in paths {
+        let answer = gateway.get("A.test:80", path).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, want), "{path}");
+        assert_eq!(last(want).line(), format!("GET {path} HTTP/1.1"));
+    }
+    // On one connection too, which remembers the app that it asked last.
+    let mut client = crate::http2_support::Client::open(gateway.http).await;
+    for (path, want) in paths {
+        assert_eq!(
+            client.get("a.test", path).await.body,
+            want.as_bytes(),
+            "{path} by HTTP/2"
+        );
+    }
+    for (text, status, want) in [
+        ("GET http://a.test/api/x HTTP/1.1\r\nHost: a.test\r\n", 200, "api"),
+        ("OPTIONS * HTTP/1.1\r\nHost: a.test\r\n", 200, "shop"),
+        ("CONNECT a.test:80 HTTP/1.1\r\nHost: a.test\r\n", 405, ""),
+        ("GET /api/x HTTP/1.1\r\nHost: b.test\r\n", 200, "api"),
+        ("GET /x HTTP/1.1\r\nHost: b.test\r\n", 404, ""),
+        ("OPTIONS * HTTP/1.1\r\nHost: b.test\r\n", 404, ""),
+        ("GET /x HTTP/1.1\r\nHost: api.localhost\r\n", 200, "api"),
+        ("GET / HTTP/1.1\r\nHost: api.localhost\r\n", 200, "api"),
+    ] {
+        let answer = gateway.send(&format!("{text}Connection: close\r\n\r\n")).await;
+        assert_eq!(answer.status, status, "{text}: {}", answer.head);
+        assert!(status != 200 || answer.body == want, "{text}");
+    }
+    let routes = gateway.admin("/routes").await.body;
+    assert!(routes.contains("\"host\":\"a.test/api/v2\""), "{routes}");
+    for (host, path, rule, app) in [
+        ("a.test", "/api/x", "path", "api"),
+        ("a.test", "/x", "domain", "shop"),
+        ("b.test", "/x", "none", ""),
+    ] {
+        let told = gateway.admin(&format!("/explain?host={host}&path={path}")).await.body;
+        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+        assert_eq!((&told["rule"], &told["app"]), (&rule.into(), &app.into()), "{told}");
+    }
+    // A path that is given back is the host's again.
+    let change = RegistryChange::Config("api".parse().unwrap(), AppConfig::default());
+    gateway.tell(changes(2, vec![change]), 2).await;
+    assert_eq!(gateway.get("a.test", "/api/x").await.body, "shop");
+    assert_eq!(gateway.get("a.test", "/api/v2/x").await.body, "v2");
+    assert_eq!(gateway.get("b.test", "/api/x").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_find_their_apps() {
     let (one, two, shop) = (
         Recorder::start("one").await,

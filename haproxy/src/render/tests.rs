@@ -224,6 +224,37 @@ fn a_wildcard_has_what_nobody_has_by_name() {
 }
 
 #[test]
+fn paths_of_a_host_lead_to_their_apps() {
+    let entries = [
+        ("api", "1", "c1", "10.0.0.1:2001"),
+        ("shop", "1", "c2", "10.0.0.1:2002"),
+    ];
+    let configs = [
+        (
+            "api",
+            r#"{"domains":["a.example.com/api","x.test/api","a.b/../x","a.b/x y","*.a.b/x","a.b/"]}"#,
+        ),
+        (
+            "shop",
+            r#"{"domains":["a.example.com","a.example.com/api","a.example.com/api/v2"]}"#,
+        ),
+        ("tcp", r#"{"protocol":"tcp","domains":["a.example.com/tcp"]}"#),
+    ];
+    let r = rendered(&entries, &configs);
+    let rules: Vec<&str> = r.text.lines().map(str::trim).filter(|l| l.contains("{ path")).collect();
+    assert_eq!(
+        rules,
+        [
+            "use_backend app:shop if { req.hdr(host),host_only -i a.example.com } { path /api/v2 }",
+            "use_backend app:shop if { req.hdr(host),host_only -i a.example.com } { path_beg /api/v2/ }",
+            "use_backend app:api if { req.hdr(host),host_only -i a.example.com } { path /api }",
+            "use_backend app:api if { req.hdr(host),host_only -i a.example.com } { path_beg /api/ }",
+        ]
+    );
+    assert!(!r.map.contains('/'), "{}", r.map);
+}
+
+#[test]
 fn nothing_of_the_registry_becomes_configuration_of_its_own() {
     let evil = r#"{"domains":["a.b\n    server x 6.6.6.6:80","a b.c","*.x","a\".b.c","ok.example"],
         "balance":"consistent_hash","hash":{"header":"x) if { always_true }\nlisten evil"}}"#;

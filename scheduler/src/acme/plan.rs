@@ -167,6 +167,8 @@ fn domains<'a>(config: &AcmeConfig, apps: &'a [App]) -> BTreeMap<CertificateName
         }
         let own = config.domain.as_ref().map(|domain| format!("{}.{domain}", app.id));
         for domain in app.config.domains.iter().chain(&own) {
+            // Apps may share a name by paths: it is the first one's that is met, as long as that has it.
+            let domain = domain.split('/').next().unwrap_or_default();
             // A longer one is no certificate's name, and a wildcard neither: http-01 and tls-alpn-01 prove none. No authority is asked for a
             // name that it can't know.
             if let Ok(name) = domain.parse::<CertificateName>()

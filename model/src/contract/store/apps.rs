@@ -423,6 +423,18 @@ pub(super) async fn a_domain_has_one_app((store, other): Handles) {
     };
     assert_eq!(outcome.expect("an answer"), taken);
     committed(&*store, &named("tame", &["tame.example.com", "*.tame.example.com"])).await;
+    // So is each path of a name.
+    let (paths, _) = committed(
+        &*store,
+        &named("paths", &["tame.example.com/api", "tame.example.com/api/v2"]),
+    )
+    .await;
+    let outcome = other.intent_commit(&named("thief", &["tame.example.com/api"]), T).await;
+    let taken = IntentOutcome::DomainTaken {
+        domain: "tame.example.com/api".into(),
+        owner: paths.id.clone(),
+    };
+    assert_eq!(outcome.expect("an answer"), taken);
 
     for round in 0..5 {
         let domains = [format!("x{round}.example.com"), format!("y{round}.example.com")];

@@ -123,6 +123,7 @@ fn domains_without_a_certificate_get_one() {
                 "10.0.0.1",
                 "d.home.arpa",
                 "e.test",
+                "a.localhost/path",
                 "*.wild.lan",
                 "*.wild.example.com",
             ],
