@@ -6,9 +6,10 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 began=$(date +%s)
 scratch=$(mktemp -d)
-beside=
+declare -A beside=()
 ended() {
-    [ -z "$beside" ] || kill -- -"$beside" 2>/dev/null || true
+    local group
+    for group in "${beside[@]}"; do kill -- -"$group" 2>/dev/null || true; done
     rm -rf "$scratch"
 }
 trap ended EXIT
@@ -19,41 +20,52 @@ step() {
     echo "== done in $((SECONDS - t)) s"
 }
 
-# Most tests wait most of the time: for engines, time-outs, drains. What no test waits for is built meanwhile, by processes that
-# get only what the tests leave of the processors.
-lint_and_release() {
-    # Whatever ends this script, even kill -9, ends them too.
-    local group=$BASHPID watch
+# Most tests wait most of the time: for engines, time-outs, drains. So other things are done beside them, each as a process group
+# of its own, which whatever ends this script ends too, even kill -9.
+beside() { # NAME COMMAND...: its output goes to $scratch/NAME
+    local name=$1
+    shift
+    set -m
+    guarded "$@" >"$scratch/$name" 2>&1 &
+    beside[$name]=$!
+    set +m
+}
+guarded() {
+    local group=$BASHPID status=0 watch
     { tail --pid=$$ -f /dev/null && kill -KILL -- -"$group"; } &
     watch=$!
-    chrt --idle --pid 0 "$group" || true
+    "$@" || status=$?
+    kill $watch
+    return $status
+}
+# Waits for it, tells what it said, and how it ended.
+joined() { # NAME
+    local status=0
+    wait "${beside[$1]}" || status=$?
+    unset "beside[$1]"
+    cat "$scratch/$1"
+    return $status
+}
+
+# What no test waits for is built by processes that get only what the tests leave of the processors.
+lint_and_release() {
+    chrt --idle --pid 0 "$BASHPID" || true
     if ! { step cargo build --release --locked -p caas-gateway --example bench_gateway &&
         step cargo clippy --workspace --all-targets --locked -- -D warnings; }; then
         touch "$scratch/failed"
     fi
-    kill $watch
 }
-start_beside() {
-    # With job control it is a process group of its own.
-    set -m
-    lint_and_release >"$scratch/beside" 2>&1 &
-    beside=$!
-    set +m
-}
-# Ends the run if something has failed beside it.
+# Ends the run early if what is built beside it has failed.
 sound() {
     if [ -e "$scratch/failed" ]; then
-        cat "$scratch/beside"
+        cat "$scratch/lint"
         die "what was built beside the tests failed, see above"
     fi
 }
-end_beside() {
+end_lint() {
     # Nothing is left to be spared, and what else the machine does may not hold it up for ever.
-    ! have pgrep || pgrep -g "$beside" | while read -r pid; do chrt --other --pid 0 "$pid" || true; done 2>/dev/null
-    wait "$beside" || touch "$scratch/failed"
-    beside=
-    sound
-    cat "$scratch/beside"
+    ! have pgrep || pgrep -g "${beside[lint]}" | while read -r pid; do chrt --other --pid 0 "$pid" || true; done 2>/dev/null
+    joined lint && [ ! -e "$scratch/failed" ] || die "what was built beside the tests failed, see above"
 }
 
 scripts/install-deps.sh test
@@ -68,7 +80,7 @@ step cargo build --workspace --tests --bins --examples --locked
 cargo test --workspace --test e2e --no-run --locked --message-format json >"$scratch/built"
 program=$(sed -n 's|.*"executable":"\([^"]*/deps/e2e-[0-9a-f]*\)".*|\1|p' "$scratch/built")
 [ -x "$program" ] || die "cargo does not tell where it has built the end-to-end tests: $(cat "$scratch/built")"
-start_beside
+beside lint lint_and_release
 if cargo nextest --version >/dev/null 2>&1; then
     # Those of the backends wait for engines, registries and databases of their own: more of them go at once.
     waiting='package(caas-backends) and kind(test)'
@@ -85,20 +97,28 @@ if [ "$(id -u)" != 0 ]; then
     have sudo || die "the end-to-end tests need root and there is no sudo: run 'make test' as root"
     as=(sudo -E env "PATH=$PATH")
 fi
-# One process for all scenarios: they share one fleet, and faults come one at a time.
 scenarios() {
-    (cd tests && "${as[@]}" "$program" --quiet --test-threads=3 "$@")
+    (cd tests && "${as[@]}" "$program" --quiet "$@")
+}
+# The scenarios of one process share a fleet, and faults come to it one at a time. There are two, each with its own: that of the
+# separate roles, and that of all others, of which `make demo` and docker-compose.yml go beside the rest.
+all_scenarios() {
+    local status=0
+    beside separate scenarios --test-threads=1 separate
+    scenarios --test-threads=3 --skip separate 2>&1 | tee "$scratch/others" || status=$?
+    joined separate || status=$?
+    return $status
 }
 if [ -z "${CI:-}" ]; then
-    step scenarios
-elif ! step scenarios 2>&1 | tee "$scratch/scenarios"; then
+    step all_scenarios
+elif ! step all_scenarios; then
     # As for other tests on real engines (.config/nextest.toml): one more try for the few that failed, and their names.
-    mapfile -t failed < <(sed -n '/^failures:$/,$ s/^    \([a-z0-9_:]*\)$/\1/p' "$scratch/scenarios" | sort -u)
+    mapfile -t failed < <(sed -sn '/^failures:$/,/^test result/ s/^    \([a-z0-9_:]*\)$/\1/p' "$scratch/others" "$scratch/separate" | sort -u)
     [ ${#failed[@]} -gt 0 ] && [ ${#failed[@]} -le 3 ] || die "${#failed[@]} scenarios failed, see above"
-    step scenarios --exact "${failed[@]}"
+    step scenarios --test-threads=1 --exact "${failed[@]}"
     echo "FLAKY, to be mended: ${failed[*]}"
 fi
-step end_beside
+step end_lint
 # What a request costs the gateway: instructions of the build that users run, in front of endpoints without a registry.
 # Promised are 18,000 and 32,000; counts repeat to 1 %, which is added.
 step target/debug/instructions --most-http1 18180 --most-http2 32320
