@@ -17,7 +17,7 @@ use crate::answer::{self, Reason, Shape};
 use crate::exchange::Exchange;
 use crate::flight::Flight;
 use crate::headers;
-use crate::http1::Arriving;
+use crate::http1::{Arriving, READ};
 use crate::http2_stream::StreamBody;
 use crate::pool::Sender;
 
@@ -405,6 +405,7 @@ impl ResponseBody {
     fn count(&mut self, frame: &Frame<Bytes>) {
         if let (Some(data), Some(flight)) = (frame.data_ref(), &mut self.flight) {
             flight.bytes_out += data.len() as u64;
+            flight.exchange().queue(data.len());
         }
     }
 }
@@ -429,7 +430,8 @@ impl Body for ResponseBody {
         let mut item = match &mut this.source {
             Source::Own(bytes) => bytes.take().map(|b| Ok(Frame::data(b))),
             Source::Http1(body) => {
-                let item = ready!(body.poll_frame(cx));
+                let room = this.flight.as_ref().map_or(READ, |flight| flight.room());
+                let item = ready!(body.poll_frame(cx, room));
                 if let (Some(flight), Some(http1)) = (&mut this.flight, body.release()) {
                     flight.keep(Sender::Http1(http1));
                     flight.upstream_done();

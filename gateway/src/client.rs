@@ -202,11 +202,13 @@ impl Socket {
     }
 
     /// Bytes that the library had were written, or will be.
-    fn went<T>(&self, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if result.is_ready() {
-            self.exchange.moved();
-        } else {
-            self.exchange.unsent.set(true);
+    fn went(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &result {
+            Poll::Ready(written) => {
+                self.exchange.moved();
+                self.exchange.wrote(*written.as_ref().unwrap_or(&0));
+            }
+            Poll::Pending => self.exchange.unsent.set(true),
         }
         result
     }

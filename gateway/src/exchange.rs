@@ -40,6 +40,8 @@ pub(crate) struct Exchange {
     pub(crate) body_late: Cell<bool>,
     /// Something that was written for the client has not gone out: the socket takes no more at the moment.
     pub(crate) unsent: Cell<bool>,
+    /// Bytes of the answer's body that the library has to write, at most.
+    queued: Cell<usize>,
     /// The last request's body was not read to its end: what still comes must be read away, or the peer's stack discards the answer.
     pub(crate) linger: Cell<bool>,
     /// How long the current request may wait for its answer's head, and how long its answer may pause.
@@ -77,6 +79,7 @@ impl Exchange {
             expired: Cell::new(false),
             body_late: Cell::new(false),
             unsent: Cell::new(false),
+            queued: Cell::new(0),
             linger: Cell::new(false),
             patience: Cell::new(patience),
             tunnel: RefCell::new(None),
@@ -130,6 +133,31 @@ impl Exchange {
     #[inline]
     pub(crate) fn moved(&self) {
         self.progress.set(self.progress.get().wrapping_add(1));
+    }
+
+    /// How much more of the answer may be read at once, where a `buffer` may have so many bytes: so that no more than two such are
+    /// held for whoever takes them slowly, and who takes them fast gets few large writes instead of many small ones.
+    #[inline]
+    pub(crate) fn room(&self, buffer: usize) -> usize {
+        if self.http2 {
+            // Its windows hold the rest.
+            return buffer;
+        }
+        (buffer * 2).saturating_sub(self.queued.get()).max(buffer / 8)
+    }
+
+    /// The library has so many more bytes of the answer's body to write.
+    #[inline]
+    pub(crate) fn queue(&self, bytes: usize) {
+        if !self.http2 {
+            self.queued.set(self.queued.get() + bytes);
+        }
+    }
+
+    /// So many bytes were written, heads and framing among them.
+    #[inline]
+    pub(crate) fn wrote(&self, bytes: usize) {
+        self.queued.set(self.queued.get().saturating_sub(bytes));
     }
 
     /// The stream's task is to be woken when something changes here.
@@ -555,5 +583,24 @@ mod tests {
         exchange.arrival.begin();
         exchange.body_open.set(true);
         assert_eq!(given_up(&exchange, &mut watch, at(start, 6), 1), Some(6));
+    }
+
+    #[test]
+    fn who_takes_an_answer_slowly_is_owed_two_buffers_at_most() {
+        let (exchange, buffer) = (exchange(), 128 * 1024);
+        let mut held = 0;
+        for written in [0, 100_000, 0, 200_000, 500] {
+            exchange.wrote(written);
+            held -= held.min(written);
+            // The library asks for more only below one buffer.
+            if held < buffer {
+                let room = exchange.room(buffer);
+                exchange.queue(room);
+                held += room;
+            }
+            assert!(held <= 2 * buffer, "{held}");
+        }
+        exchange.wrote(held + 300);
+        assert_eq!(exchange.room(buffer), 2 * buffer);
     }
 }

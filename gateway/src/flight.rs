@@ -136,6 +136,12 @@ impl Flight {
             .map_or(Duration::from_secs(60), |a| a.settings.tunnel_idle)
     }
 
+    /// How much more of the answer may be read at once.
+    #[inline]
+    pub(crate) fn room(&self) -> usize {
+        self.exchange.room(self.worker.shared.config.buffer_bytes)
+    }
+
     pub(crate) fn exchange(&self) -> &Rc<Exchange> {
         &self.exchange
     }

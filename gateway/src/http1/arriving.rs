@@ -15,8 +15,8 @@ use super::Http1;
 use super::decode::Decoder;
 use crate::body::AnswerCut;
 
-/// Bytes that are read at once: at first, and at most while as many come.
-const READ: (usize, usize) = (16 * 1024, 128 * 1024);
+/// Bytes that are read at once at first, doubled while as many come.
+pub(crate) const READ: usize = 16 * 1024;
 
 /// A body that is still coming.
 pub(crate) struct Arriving {
@@ -66,7 +66,7 @@ impl Arriving {
             decoder,
             rest,
             buffer: BytesMut::new(),
-            size: READ.0,
+            size: READ,
             cut: false,
         }
     }
@@ -91,7 +91,12 @@ impl Arriving {
         }
     }
 
-    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerCut>>> {
+    /// The next part, of at most `room` bytes.
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+        room: usize,
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerCut>>> {
         if self.cut {
             return Poll::Ready(Some(Err(AnswerCut)));
         }
@@ -108,7 +113,8 @@ impl Arriving {
             }
             let most = self.decoder.left().and_then(|left| usize::try_from(left).ok());
             // One byte more than there should be: a full buffer would say that there may be more, and cost another look.
-            let most = most.map_or(self.size, |left| left.saturating_add(1).min(self.size));
+            let size = self.size.min(room);
+            let most = most.map_or(size, |left| left.saturating_add(1).min(size));
             self.buffer.reserve(most);
             let read = match &mut self.wire {
                 Wire::Whole { http1, .. } => ready!(poll_read_buf(Pin::new(&mut http1.stream), cx, &mut self.buffer)),
@@ -118,7 +124,7 @@ impl Arriving {
             match read {
                 Ok(n @ 1..) => {
                     if n >= self.size {
-                        self.size = (self.size * 2).min(READ.1);
+                        self.size *= 2;
                     }
                     self.rest = self.buffer.split().freeze();
                 }

@@ -22,7 +22,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead as _, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-pub(crate) use arriving::Arriving;
+pub(crate) use arriving::{Arriving, READ};
 use decode::Decoder;
 use head::{Extent, Head};
 use sending::Sending;
