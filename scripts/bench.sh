@@ -15,6 +15,8 @@ if wanted parts; then
 fi
 if wanted gateway; then
     cargo run --release --locked -q -p side-by-side
+    cargo build --release --locked -p caas-gateway --example bench_gateway
+    cargo run --release --locked -q -p side-by-side -- --cases rate --peers still,changing --rounds 8
 fi
 if wanted platform; then
     cargo build --release --locked -p e2e --bin measure

@@ -111,6 +111,15 @@ impl Case {
                 p50(theirs)
             ));
         }
+        let p99 = |figures: &[Figures]| median(figures.iter().filter_map(|f| f.p99));
+        if let (Self::Rate, Some(still), Some(changing)) = (self, row("still"), row("changing"))
+            && p99(changing) > p99(still) * 1.1
+        {
+            let (still, changing) = (p99(still), p99(changing));
+            lines.push(format!(
+                "{self}: p99 {changing:.0} µs while 1,000 endpoints a second change, {still:.0} µs while none does"
+            ));
+        }
         if self == Self::Idle {
             let kib = median(ours.iter().filter_map(|f| f.kib));
             if kib > 1.0 {

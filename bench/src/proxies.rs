@@ -92,7 +92,16 @@ enum Kind {
     Caas(PathBuf),
     Haproxy,
     Nginx,
+    /// The gateway alone, with so many other apps, and changes of their endpoints per second.
+    Alone {
+        changes: u32,
+    },
 }
+
+/// Apps beside the one that is asked for in [`Kind::Alone`].
+const APPS: usize = 10_000;
+/// The program of [`Kind::Alone`].
+const ALONE: &str = "target/release/examples/bench_gateway";
 
 impl Proxy {
     /// A `caas` program.
@@ -114,7 +123,9 @@ impl Proxy {
         let kind = match name {
             "haproxy" => Kind::Haproxy,
             "nginx" => Kind::Nginx,
-            _ => bail!("there is no peer {name:?}: choose haproxy, nginx"),
+            "still" => Kind::Alone { changes: 0 },
+            "changing" => Kind::Alone { changes: 1_000 },
+            _ => bail!("there is no peer {name:?}: choose haproxy, nginx, still, changing"),
         };
         Ok(Self {
             name: name.into(),
@@ -124,7 +135,7 @@ impl Proxy {
 
     /// Whether one plain port serves HTTP/1.1 and HTTP/2.
     pub(crate) fn one_plain_port(&self) -> bool {
-        matches!(self.kind, Kind::Caas(_))
+        matches!(self.kind, Kind::Caas(_) | Kind::Alone { .. })
     }
 
     /// Starts it on CPU 1 with `hosts` host names beside [`HOST`], with TLS if asked for, and waits until it answers.
@@ -140,6 +151,7 @@ impl Proxy {
             Kind::Caas(path) => caas(path, &dir, &names, tls)?,
             Kind::Haproxy => haproxy(&dir, &names, &certificate)?,
             Kind::Nginx => nginx(&dir, &names, &certificate)?,
+            Kind::Alone { changes } => alone(&dir, *changes)?,
         };
         let running = Running::start(1, &command, &dir.join("log"))?;
         answers(PLAIN).with_context(|| format!("see {}", dir.join("log").display()))?;
@@ -191,6 +203,28 @@ fn caas(path: &Path, dir: &Path, names: &[String], tls: bool) -> Result<Vec<Stri
         )?;
     }
     Ok(text.split(' ').map(str::to_owned).collect())
+}
+
+fn alone(dir: &Path, changes: u32) -> Result<Vec<String>> {
+    let program = Path::new(ALONE).canonicalize().with_context(|| {
+        format!("{ALONE} is missing: build it first (cargo build --release -p caas-gateway --example bench_gateway)")
+    })?;
+    let hosts = dir.join("hosts");
+    // In the order of their names the second half changes.
+    let others = (0..APPS).map(|i| format!("other{i}.gateway.example\n"));
+    fs::write(&hosts, others.chain([HOST.into()]).collect::<String>())?;
+    Ok(vec![
+        "env".into(),
+        format!("LISTEN={PLAIN}"),
+        format!(
+            "BACKEND_ADDRS={}",
+            UPSTREAM.map(|port| format!("127.0.0.1:{port}")).join(",")
+        ),
+        format!("HOSTS_FILE={}", hosts.display()),
+        "APPS=1".into(),
+        format!("CHANGES={changes}"),
+        program.display().to_string(),
+    ])
 }
 
 fn haproxy(dir: &Path, names: &[String], certificate: &Path) -> Result<Vec<String>> {

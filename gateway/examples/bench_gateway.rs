@@ -3,37 +3,71 @@
 //! Environment: `LISTEN` (port, default 18080), `BACKEND_ADDRS` (host:port list), `HOSTS_FILE` (one host name per line, all
 //! under one domain; default `app.gateway.example`), `THREADS` (default 1), `GATEWAY_CONFIG` (JSON, optional), `APPS` (1: each
 //! host is an app with endpoints and connections of its own; else all are custom domains of one app, as other proxies map
-//! them to one backend).
+//! them to one backend), `CHANGES` (default 0: so many endpoints of the second half of the apps go or come back per second).
 
 extern crate caas_gateway as gateway;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::SinkExt as _;
 use futures::channel::mpsc;
 use gateway::{Config, Deps, Listeners};
 use model::AppConfig;
 use model::registry::{
-    Acknowledgement, EntryKey, RegistryError, RegistryEvent, RegistryReader, RegistryRevision, RegistrySnapshot,
+    Acknowledgement, EntryKey, RegistryChange, RegistryError, RegistryEvent, RegistryReader, RegistryRevision,
+    RegistrySnapshot,
 };
 use tokio_util::sync::CancellationToken;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A registry that never changes.
+/// How often changes come: a registry hands them on in batches.
+const BATCH: Duration = Duration::from_millis(10);
+
+/// A registry in which only so many endpoints per second change.
 #[derive(Debug)]
-struct Fixed(RegistrySnapshot);
+struct Fixed {
+    snapshot: RegistrySnapshot,
+    changes: usize,
+}
 
 #[async_trait]
 impl RegistryReader for Fixed {
     fn follow(&self) -> mpsc::Receiver<RegistryEvent> {
-        let (mut sender, receiver) = mpsc::channel(1);
-        // The channel is empty, so there is room.
-        let _ = sender.try_send(RegistryEvent::Snapshot(self.0.clone()));
-        // Kept open for ever: nothing changes.
-        std::mem::forget(sender);
+        let (mut sender, receiver) = mpsc::channel(64);
+        let snapshot = self.snapshot.clone();
+        let each = self.changes * BATCH.as_millis() as usize / 1_000;
+        tokio::spawn(async move {
+            let _ = sender.send(RegistryEvent::Snapshot(snapshot.clone())).await;
+            if each == 0 {
+                // Open for ever: nothing changes.
+                return std::future::pending().await;
+            }
+            let moving: Vec<_> = snapshot.endpoints.iter().skip(snapshot.endpoints.len() / 2).collect();
+            // What goes comes back some batches later.
+            let back = moving.iter().cycle().skip(moving.len() - moving.len().min(100));
+            let changes = moving.iter().zip(back).flat_map(|((gone, _), (back, endpoint))| {
+                [
+                    RegistryChange::Remove((*gone).clone()),
+                    RegistryChange::Put((*back).clone(), **endpoint),
+                ]
+            });
+            let mut changes = changes.cycle();
+            let mut revision = snapshot.revision;
+            let mut pace = tokio::time::interval(BATCH);
+            loop {
+                pace.tick().await;
+                let changes: Vec<_> = changes.by_ref().take(each).collect();
+                revision.0 += i64::try_from(changes.len()).unwrap_or_default();
+                if sender.send(RegistryEvent::Changes { changes, revision }).await.is_err() {
+                    return;
+                }
+            }
+        });
         receiver
     }
 
@@ -107,7 +141,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..RegistrySnapshot::default()
     };
     let deps = Deps {
-        registry: Arc::new(Fixed(snapshot)),
+        registry: Arc::new(Fixed {
+            snapshot,
+            changes: var("CHANGES", "0").parse()?,
+        }),
         reload: Arc::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
