@@ -243,7 +243,19 @@ impl DockerHost {
 
     /// The daemon is stopped where it stands: connections are accepted, nothing is answered.
     pub(crate) fn freeze_daemon(&self) {
-        run("kill", &["-STOP", &self.daemon_pid().to_string()]);
+        let pid = self.daemon_pid();
+        run("kill", &["-STOP", &pid.to_string()]);
+        // Its threads stop one by one; one that still runs might answer.
+        let stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat"));
+            stat.map_or(true, |text| {
+                text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+            })
+        };
+        poll("the daemon stands still", Duration::from_secs(5), || {
+            let mut tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+            tasks.all(stopped).then_some(())
+        });
     }
 
     /// It goes on.
