@@ -1,6 +1,8 @@
-//! The host of a request: from its raw bytes to what it names. Pure; never allocates, never guesses.
+//! The host of a request: from its raw bytes to what it names, without allocating or guessing; and the names under which apps are found. Pure.
 
 use std::str;
+
+use model::config::is_segment;
 
 /// A host that can't be one: the request is answered with 400.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +90,7 @@ pub(crate) fn target<'a>(host: &'a str, domain: &str) -> Target<'a> {
 /// label (`.example.com`): no host begins so. A path (`shop.example.com/api`) stays with its name.
 pub(crate) fn key_of(domain: &str, own: &str) -> Option<Box<str>> {
     if let Some((name, path)) = domain.split_once('/') {
-        let sound = !path.split('/').any(|segment| matches!(segment, "" | "." | ".."));
+        let sound = path.split('/').all(is_segment);
         let name = key_of(name, own).filter(|name| sound && !name.starts_with('.'))?;
         return Some(format!("{name}/{path}").into());
     }

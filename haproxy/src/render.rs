@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::PathBuf;
 
-use model::config::{Balance, HashKey, Protocol, ProxyProtocol};
+use model::config::{Balance, HashKey, Protocol, ProxyProtocol, is_segment};
 use model::registry::{EntryKey, RegistrySnapshot};
 use model::{AppConfig, AppId, Endpoint, Version};
 
@@ -213,8 +213,6 @@ fn hosts(
 
 /// What apps have of a host by path: host, path and backend, the longest paths first; the first app that has one keeps it.
 fn paths(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> Vec<(String, String, String)> {
-    let segment =
-        |s: &str| !matches!(s, "" | "." | "..") && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b));
     let mut paths = BTreeMap::new();
     for app in apps.values().filter(|app| app.config.protocol != Protocol::Tcp) {
         for domain in &app.config.domains {
@@ -222,7 +220,7 @@ fn paths(apps: &BTreeMap<&AppId, App<'_>>, config: &Config) -> Vec<(String, Stri
                 continue;
             };
             let host = host.to_ascii_lowercase();
-            if is_domain(&host, config) && !host.starts_with('*') && path.split('/').all(segment) {
+            if is_domain(&host, config) && !host.starts_with('*') && path.split('/').all(is_segment) {
                 let backend = format!("app:{}", app.id);
                 paths.entry((host, format!("/{path}"))).or_insert(backend);
             }

@@ -301,13 +301,14 @@ fn token(text: &str) -> bool {
 /// A domain of an app: a name, all names of one label more, or a path of a name.
 fn custom_domain(text: &str) -> bool {
     match text.split_once('/') {
-        Some((name, path)) => domain_name(name) && path.split('/').all(segment),
+        Some((name, path)) => domain_name(name) && path.split('/').all(is_segment),
         None => domain_name(text.strip_prefix("*.").unwrap_or(text)),
     }
 }
 
-/// A segment of a path that can be written in one way only (RFC 3986 2.3, 6.2.2): no dots that walk, no `%`.
-fn segment(text: &str) -> bool {
+/// Whether a domain's path may have this segment, which can be written in one way only (RFC 3986 2.3, 6.2.2): no dots that walk,
+/// no `%`.
+pub fn is_segment(text: &str) -> bool {
     !matches!(text, "" | "." | "..") && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
 }
 
