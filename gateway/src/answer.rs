@@ -64,6 +64,7 @@ reasons! {
     BadUpgrade = "bad_upgrade" BAD_GATEWAY "The app switched protocols without being asked to.",
     NotReady = "not_ready" SERVICE_UNAVAILABLE "The gateway does not know its apps yet.",
     NoEndpoints = "no_endpoints" SERVICE_UNAVAILABLE "The app has no running instance at the moment.",
+    Unreachable = "unreachable" SERVICE_UNAVAILABLE "No instance of the app can be reached at the moment.",
     Overloaded = "overloaded" SERVICE_UNAVAILABLE "The app has too many requests under way.",
  TooManyConnections = "too_many_connections" SERVICE_UNAVAILABLE "There are too many connections at the moment.",
     UpstreamTimeout = "upstream_timeout" GATEWAY_TIMEOUT "The app did not answer in time.",
@@ -87,7 +88,7 @@ impl Reason {
     /// Seconds after which the client may try again.
     fn retry_after(self) -> Option<u64> {
         match self {
-            Self::NotReady | Self::NoEndpoints | Self::Overloaded | Self::RateLimited => Some(1),
+            Self::NotReady | Self::NoEndpoints | Self::Unreachable | Self::Overloaded | Self::RateLimited => Some(1),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ use model::registry::EntryKey;
 
 use crate::balance::{Latency, PENALTY_US};
 use crate::metrics::VersionStats;
+use crate::reach::Reach;
 
 /// First time that an endpoint is left out after a failed connect; it doubles with each further failure. Short, since a
 /// connect of the gateway's own, beside the requests, decides about its return.
@@ -70,6 +71,8 @@ pub(crate) struct Endpoint {
     ejected: AtomicU64,
     /// When it came, in milliseconds; 0: with the first word of the registry.
     since: u64,
+    /// Whether connects get through.
+    pub(crate) reach: Reach,
     /// Its version's counters.
     pub(crate) stats: Arc<VersionStats>,
     latency: Latency,
@@ -139,6 +142,7 @@ impl Endpoint {
             ejections: AtomicU32::new(0),
             ejected: AtomicU64::new(0),
             since,
+            reach: Reach::default(),
             stats,
             latency: Latency::default(),
             last_error: Mutex::new(None),
@@ -235,6 +239,7 @@ impl Endpoint {
         let until = self.until.load(Ordering::Relaxed);
         let later = clock.millis(now + patience);
         let claimed = until != 0
+            && !self.reach.is_tried()
             && until <= clock.millis(now)
             && self
                 .until
@@ -264,6 +269,12 @@ impl Endpoint {
         time
     }
 
+    /// A connect of a request's own failed: it may be that none gets through.
+    pub(crate) fn connect_failed(&self) {
+        self.reach.suspect();
+        self.troubled.store(true, Ordering::Relaxed);
+    }
+
     /// It took a request and gave no answer that can be used: none in time, a broken one, or the connection's end. After five
     /// in a row it is left out, if `may` (asked only then) allows it; the time of that is returned. Client aborts never come here.
     pub(crate) fn gave_no_answer(&self, clock: Clock, now: Instant, may: impl FnOnce() -> bool) -> Option<Duration> {
@@ -283,6 +294,7 @@ impl Endpoint {
     /// connection proves little.
     pub(crate) fn connected(&self) {
         self.probing.store(false, Ordering::Relaxed);
+        self.reach.reached();
         self.return_to_turn();
     }
 
@@ -290,6 +302,7 @@ impl Endpoint {
     #[inline]
     pub(crate) fn reached(&self) {
         if self.troubled() {
+            self.reach.reached();
             self.failures.store(0, Ordering::Relaxed);
             self.return_to_turn();
         }
@@ -300,6 +313,7 @@ impl Endpoint {
     pub(crate) fn worked(&self) {
         if self.troubled() {
             self.troubled.store(false, Ordering::Relaxed);
+            self.reach.reached();
             self.unanswered.store(0, Ordering::Relaxed);
             self.ejections.store(0, Ordering::Relaxed);
             self.failures.store(0, Ordering::Relaxed);
@@ -376,7 +390,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn endpoint() -> Arc<Endpoint> {
+    pub(crate) fn endpoint() -> Arc<Endpoint> {
         Arc::new(Endpoint::new(
             key("a", "1", "c"),
             "127.0.0.1:9".parse().expect("address"),

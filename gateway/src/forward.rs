@@ -25,6 +25,7 @@ use crate::headers::{self, Rules};
 use crate::outcome;
 use crate::pool::Sender;
 use crate::rate::Asking;
+use crate::reach;
 use crate::redirect;
 use crate::retry;
 use crate::route::{self, Target};
@@ -359,10 +360,14 @@ async fn attempt(
             Ok(entered) => entered,
             Err(Unpicked::Full) => return Err(Reason::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
-            Err(Unpicked::None) => match worker.app(app.shared.id.as_str()) {
+            Err(why) => match worker.app(app.shared.id.as_str()) {
                 Some(newer) if !Arc::ptr_eq(&newer, app) => {
                     *app = newer;
                     continue;
+                }
+                _ if why == Unpicked::Unreachable => {
+                    reach::look_after(&worker, app, now);
+                    return Err(Reason::Unreachable);
                 }
                 _ => return Err(failure),
             },
@@ -482,7 +487,7 @@ fn may_go_on(flight: &Flight, worker: &Worker, app: &App, now: Instant) -> bool 
 /// Notes a failure at the endpoint that the request is at. `kept`: on a kept connection, which says nothing about the endpoint.
 fn failed(
     flight: &mut Flight,
-    worker: &Worker,
+    worker: &Rc<Worker>,
     app: &App,
     tried: &mut Tried,
     kept: bool,
@@ -502,7 +507,8 @@ fn failed(
 }
 
 /// Leaves an endpoint that has failed out of the turn for a while.
-pub(crate) fn left_out(worker: &Worker, app: &App, endpoint: &Endpoint, reason: &'static str, now: Instant) {
+pub(crate) fn left_out(worker: &Rc<Worker>, app: &App, endpoint: &Endpoint, reason: &'static str, now: Instant) {
+    reach::look_after(worker, app, now);
     let before = endpoint.failures();
     endpoint.note(reason, worker.shared.clock, now);
     let time = endpoint.failed(worker.shared.clock, now);

@@ -9,8 +9,8 @@
 //!    [`client`] is who asks, [`exchange`] how far the current request has come.
 //! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
 //! 4. [`headers`] makes the request's headers safe to send on.
-//! 5. [`table`] picks an endpoint that [`eject`] does not leave out; [`upstream`] asks it once: [`pool`] or [`h2c`] has a connection
-//!    to it, or one is made on a [`line`].
+//! 5. [`table`] picks an endpoint that [`eject`] does not leave out, unless [`reach`] knows that there is no way to any; [`upstream`]
+//!    asks it once: [`pool`] or [`h2c`] has a connection to it, or one is made on a [`line`].
 //! 6. [`body`] streams both ways, counting; [`retry`] says what may be sent again when an endpoint fails.
 //! 7. [`upgrade`] takes over when both sides agree on another protocol.
 //! 8. [`flight`] writes down how it ended: [`metrics`], [`access_log`].
@@ -54,6 +54,7 @@ mod outcome;
 mod pool;
 mod proxy_protocol;
 mod rate;
+mod reach;
 mod redirect;
 mod retry;
 mod route;

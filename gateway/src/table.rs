@@ -27,6 +27,8 @@ pub(crate) struct AppShared {
     /// Requests under way.
     pub(crate) in_flight: AtomicU32,
     pub(crate) budget: RetryBudget,
+    /// When it was last asked for while no connect got through, in milliseconds; see [`crate::reach`].
+    pub(crate) wanted: AtomicU64,
     /// Whose turn it is; shared by all workers so that the turn is the same over all connections.
     pub(crate) turn: AtomicU32,
     /// Counters, made at the first request.
@@ -48,6 +50,7 @@ impl AppShared {
             number: next_number(),
             in_flight: AtomicU32::new(0),
             budget: RetryBudget::default(),
+            wanted: AtomicU64::new(0),
             turn: AtomicU32::new(rand::random()),
             stats: OnceLock::new(),
             versions: Mutex::default(),

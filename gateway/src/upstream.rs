@@ -3,7 +3,6 @@
 use std::error::Error as _;
 use std::future::{Future as _, poll_fn};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -117,7 +116,7 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
             Some(http1)
         }
         // Boxed: most requests need no space for it.
-        None => Box::pin(dial(flight, endpoint.address, call.app))
+        None => Box::pin(dial(flight, endpoint, call.app))
             .await
             .map(|stream| Box::new(Http1::new(stream))),
     };
@@ -152,7 +151,7 @@ async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
     let (stream, kept) = match worker.streams.place(endpoint.id) {
         Some(stream) => (Some(stream), true),
         None => {
-            let connect = dial(flight, endpoint.address, call.app);
+            let connect = dial(flight, endpoint, call.app);
             // Boxed: most requests need no space for it.
             let taken = Box::pin(worker.streams.take(endpoint.id, &worker.back, within, connect)).await;
             taken.map_or((None, false), |(stream, kept)| (Some(stream), kept))
@@ -282,20 +281,23 @@ pub(crate) fn is_own_fault(error: &io::Error) -> bool {
     errno.is_some_and(|errno| wants.contains(&errno))
 }
 
-/// A socket to `address`, or none within the time.
-async fn dial(flight: &Flight, address: SocketAddr, app: &App) -> Option<TcpStream> {
+/// A socket to the endpoint, or none within the time.
+async fn dial(flight: &Flight, endpoint: &Endpoint, app: &App) -> Option<TcpStream> {
     let (worker, within, begun) = (flight.worker(), app.settings.connect, Instant::now());
     worker.stats().connects.add(1);
-    let stream = match tokio::time::timeout(within, TcpStream::connect(address)).await {
+    let stream = match tokio::time::timeout(within, TcpStream::connect(endpoint.address)).await {
         Ok(Ok(stream)) => stream,
         failed => {
             worker.stats().connect_failures.add(1);
-            flight
-                .own_fault
-                .set(matches!(failed, Ok(Err(error)) if is_own_fault(&error)));
+            let own_fault = matches!(failed, Ok(Err(error)) if is_own_fault(&error));
+            flight.own_fault.set(own_fault);
+            if !own_fault {
+                endpoint.connect_failed();
+            }
             return None;
         }
     };
+    endpoint.reach.reached();
     let took = begun.elapsed();
     flight.connect.set(took);
     app.shared.stats().of(worker.index).connect.observe(took);

@@ -149,14 +149,20 @@ fn refusal(shared: &Shared, app: &App, client: IpAddr, endpoints: &[Standing<'_>
     if app.shared.in_flight.load(Ordering::Relaxed) >= app.settings.max_in_flight {
         return Some(Reason::Overloaded);
     }
-    // Those that are left out are tried when there are no others.
-    let wanted = |s: &&Standing<'_>| !matches!(s.why, "other_version" | "no_share");
+    // Those that are left out are tried when there are no others, unless no connect gets through.
+    let wanted = || {
+        endpoints
+            .iter()
+            .filter(|s| !matches!(s.why, "other_version" | "no_share"))
+    };
     if endpoints.iter().any(|s| s.candidate) {
         None
     } else if endpoints.iter().any(|s| s.why == "full") {
         Some(Reason::Overloaded)
-    } else if endpoints.iter().filter(wanted).count() == 0 {
+    } else if wanted().count() == 0 {
         Some(Reason::NoEndpoints)
+    } else if wanted().all(|s| s.why == "unreachable") {
+        Some(Reason::Unreachable)
     } else {
         None
     }

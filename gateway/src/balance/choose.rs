@@ -68,7 +68,7 @@ pub(super) fn choose(
         return Err(Unpicked::Full);
     }
     let start = plan.all.turn.fetch_add(1, Ordering::Relaxed) as usize;
-    app.last_resort(tried, start, plan.most, |i, endpoint| match &ask.version {
+    app.last_resort(tried, start, plan.most, now_ms, |i, endpoint| match &ask.version {
         Some(version) => of_version(endpoint, Some(version)),
         None => plan.in_play(i),
     })

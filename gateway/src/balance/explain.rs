@@ -19,6 +19,8 @@ pub(crate) enum Standing {
     NoShare,
     /// Left out after failures.
     LeftOut,
+    /// Left out, and not tried by requests either: no connect gets through.
+    Unreachable,
     /// An operator has ejected it.
     Ejected,
     /// It has as much under way as it may.
@@ -33,6 +35,7 @@ impl Standing {
             Self::OtherVersion => "other_version",
             Self::NoShare => "no_share",
             Self::LeftOut => "left_out",
+            Self::Unreachable => "unreachable",
             Self::Ejected => "ejected",
             Self::Full => "full",
         }
@@ -70,6 +73,8 @@ pub(crate) fn standings(app: &App, ask: &Ask, clock: Clock, now: Instant) -> Vec
             }
             if endpoint.ejected_by_operator() {
                 Standing::Ejected
+            } else if endpoint.reach.is_unreachable(clock.millis(now)) {
+                Standing::Unreachable
             } else if endpoint.state(clock, now) != State::Ready {
                 Standing::LeftOut
             } else if plan.is_some_and(|p| endpoint.in_flight() >= p.most) {

@@ -7,7 +7,7 @@
 //! cookie, or the shares of [`share`]); within it the endpoints of the gateway's region, then all; one of them by the app's
 //! way of balancing. Endpoints that are left out, full or already tried are passed over. When none is left that way: the
 //! other versions with a share, and then those that are left out (failing open: a gateway that is wrong about health must not
-//! make an outage of it).
+//! make an outage of it), but for those that let no connect through, as [`crate::reach`] knows.
 
 mod choose;
 mod ewma;
@@ -47,6 +47,8 @@ pub(crate) enum Unpicked {
     None,
     /// All that could take it have as much under way as they may.
     Full,
+    /// No connect gets through to any that could take it.
+    Unreachable,
 }
 
 /// Endpoints already tried for a request: never tried again, except after a stale kept connection.
@@ -146,16 +148,21 @@ impl App {
             // Its turn is over too: else the next one would have two.
             self.shared.turn.fetch_add(1, Ordering::Relaxed);
         }
-        self.last_resort(tried, start, u32::MAX, |_, endpoint| of_version(endpoint, version))
+        let now_ms = clock.millis(now);
+        self.last_resort(tried, start, u32::MAX, now_ms, |_, endpoint| {
+            of_version(endpoint, version)
+        })
     }
 
     /// Nothing is ready: those of the `allowed` ones that are left out, by their failures before by an operator; last, one of which
-    /// only a kept connection was stale.
+    /// only a kept connection was stale. A request waits for none of which it is known that no connect gets through; one that has tried
+    /// others tries them all, since it began before that was known.
     fn last_resort(
         &self,
         tried: &Tried,
         start: usize,
         most: u32,
+        now_ms: u64,
         allowed: impl Fn(usize, &Endpoint) -> bool,
     ) -> Result<Entered, Unpicked> {
         let n = self.endpoints.len();
@@ -167,16 +174,24 @@ impl App {
                 .map(|(_, e)| e)
         };
         let untried = || in_turn().filter(|e| !tried.has(e.id));
-        let mut full = false;
+        let (mut full, mut unreachable) = (false, false);
         let found = untried()
             .filter(|e| !e.ejected_by_operator())
             .chain(untried().filter(|e| e.ejected_by_operator()))
             .chain(in_turn().filter(|e| tried.was_stale(e.id)))
             .find_map(|e| {
+                if tried.is_empty() && e.reach.is_unreachable(now_ms) {
+                    unreachable = true;
+                    return None;
+                }
                 full |= e.in_flight() >= most;
                 e.enter_below(most)
             });
-        found.ok_or(if full { Unpicked::Full } else { Unpicked::None })
+        found.ok_or(match (full, unreachable) {
+            (true, _) => Unpicked::Full,
+            (false, true) => Unpicked::Unreachable,
+            (false, false) => Unpicked::None,
+        })
     }
 }
 

@@ -503,8 +503,9 @@ proptest! {
     #[test]
     fn the_choice_is_sound(
         config in any_config(),
-        // version, came at, under way, state (0 ready, 1 left out, 2 ejected by an operator, 3 withdrawn), tried
-        endpoints in proptest::collection::vec((1u32..=3, 0u64..30_000, 0u32..5, 0u32..4, any::<bool>()), 0..8),
+        // version, came at, under way, state (0 ready, 1 left out, 2 ejected by an operator, 3 withdrawn, 4 unreachable), tried
+        endpoints in proptest::collection::vec((1u32..=3, 0u64..30_000, 0u32..5, 0u32..5, any::<bool>()), 0..8),
+        fresh in any::<bool>(),
         named in proptest::option::of(1u32..=3),
         key in any::<u64>(),
         cookie in 0usize..10,
@@ -523,9 +524,10 @@ proptest! {
                 1 => { endpoint.failed(at.clock, at.now + Duration::from_secs(20)); }
                 2 => endpoint.eject(at.clock, at.now, Duration::from_secs(100)),
                 3 => endpoint.withdraw(),
+                4 => { endpoint.failed(at.clock, at.now + Duration::from_secs(20)); endpoint.connect_failed(); endpoint.reach.confirm(u64::MAX); }
                 _ => {}
             }
-            if state.4 {
+            if state.4 && !fresh {
                 tried.add(endpoint.id, false);
             }
         }
@@ -539,17 +541,20 @@ proptest! {
             None => weights.is_empty() || !shares || has_share(&versions[i]),
         };
         let free = |i: usize| most == 0 || endpoints[i].2 < most;
-        let able = |i: usize| wanted(i) && !endpoints[i].4 && endpoints[i].3 != 3;
+        let able = |i: usize| wanted(i) && (fresh || !endpoints[i].4) && endpoints[i].3 != 3;
+        let passed = |i: usize| endpoints[i].3 == 4 && tried.is_empty();
         let ready = (0..endpoints.len()).any(|i| able(i) && free(i) && endpoints[i].3 == 0);
-        let open = (0..endpoints.len()).any(|i| able(i) && free(i));
+        let open = (0..endpoints.len()).any(|i| able(i) && free(i) && !passed(i));
+        let unreachable = (0..endpoints.len()).any(|i| able(i) && passed(i));
         match at.pick(&ask, &tried) {
             Ok(entered) => {
                 let i = usize::from(entered.endpoint().address.port()) - 2_000;
-                prop_assert!(able(i) && free(i), "endpoint {i}");
+                prop_assert!(able(i) && free(i) && !passed(i), "endpoint {i}");
                 prop_assert!(!ready || endpoints[i].3 == 0, "one that is left out in place of one that is ready");
             }
             Err(Unpicked::Full) => prop_assert!(!ready && most > 0),
-            Err(Unpicked::None) => prop_assert!(!ready && (!open || most > 0)),
+            Err(Unpicked::Unreachable) => prop_assert!(!ready && !open && unreachable),
+            Err(Unpicked::None) => prop_assert!(!ready && !unreachable && (!open || most > 0)),
         }
         for (endpoint, state) in app.endpoints.iter().zip(&endpoints) {
             prop_assert_eq!(endpoint.in_flight(), if state.3 == 3 { state.2 } else { endpoint.in_flight() });

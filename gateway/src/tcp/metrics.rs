@@ -35,6 +35,8 @@ outcomes! {
     Stopped = "stopped",
     /// The app has no endpoint, or its configuration has just changed.
     NoEndpoints = "no_endpoints",
+    /// No connect gets through to any endpoint, as was known already.
+    Unreachable = "unreachable",
     /// No endpoint took the connection.
     ConnectFailed = "connect_failed",
     /// The endpoint closed without a word to what the client had said.

@@ -23,6 +23,7 @@ use crate::eject::{Endpoint, Entered};
 use crate::limit::OneConnection;
 use crate::outcome;
 use crate::rate::{Asking, Held};
+use crate::reach;
 use crate::table::App;
 use crate::upstream;
 use crate::worker::Worker;
@@ -280,10 +281,14 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
             Ok(entered) => entered,
             Err(Unpicked::Full) => return Err(Outcome::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
-            Err(Unpicked::None) => match worker.app(app.shared.id.as_str()) {
+            Err(why) => match worker.app(app.shared.id.as_str()) {
                 Some(newer) if !Arc::ptr_eq(&newer, &app) => {
                     passage.app = newer;
                     continue;
+                }
+                _ if why == Unpicked::Unreachable => {
+                    reach::look_after(&worker, &app, now);
+                    return Err(Outcome::Unreachable);
                 }
                 _ => return Err(failure),
             },
@@ -348,10 +353,14 @@ async fn connect(
             worker.stats().connect_failures.add(1);
             return Err(match failed {
                 Ok(Err(error)) if upstream::is_own_fault(&error) => Refused::ByGateway,
-                _ => Refused::ByEndpoint,
+                _ => {
+                    endpoint.connect_failed();
+                    Refused::ByEndpoint
+                }
             });
         }
     };
+    endpoint.reach.reached();
     prepare(&stream);
     let version = app.settings.config.tcp.proxy_protocol;
     let mut header = Vec::new();

@@ -22,6 +22,7 @@ mod http2_tunnels;
 mod interim;
 mod limits;
 mod operators;
+mod outages;
 mod passthrough;
 mod proxy_protocol;
 mod replay;
