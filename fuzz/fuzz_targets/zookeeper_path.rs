@@ -13,7 +13,11 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             let path = format!("{root}{path}");
             if let Some(Ok(leaf)) = tree.parse(&path) {
                 assert_eq!(tree.leaf(&leaf), path);
-                assert!(tree.parents(&leaf).iter().all(|parent| path.starts_with(&format!("{parent}/"))));
+                assert!(
+                    tree.parents(&leaf)
+                        .iter()
+                        .all(|parent| path.starts_with(&format!("{parent}/")))
+                );
             }
         }
     }

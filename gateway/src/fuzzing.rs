@@ -15,6 +15,7 @@ use crate::client::Client;
 use crate::config::Config;
 use crate::eject::{Clock, Endpoint};
 use crate::headers::{self, Rules};
+use crate::http1;
 use crate::http2_guard::Guard;
 use crate::limit::Networks;
 use crate::proxy_protocol;
@@ -190,6 +191,12 @@ pub fn tls_hello(data: &[u8]) {
     }
 }
 
+/// The answer of an endpoint, behind a byte that says by `H` that the request was HEAD and one that decides how the answer is cut: the
+/// same head, body, trailers and end however it is cut, and never more held than the bounds allow.
+pub fn answer(data: &[u8]) {
+    http1::fuzzing::answer(data);
+}
+
 /// Frames of HTTP/2: counted alike however they are cut.
 pub fn http2_frames(data: &[u8]) {
     let counted = |size: usize| {
@@ -304,7 +311,20 @@ mod tests {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0\0\0\x04\0\0\0\0\0", b"\0\0\x03\x01\0\0\0\0\x01abc", b"\0\0\0\x09\x04\0\0\0\x01", b"\0\0\x04\x08\0\0\0\0\0aaaa",
     ];
 
+    #[rustfmt::skip]
+    const ANSWERS: &[&[u8]] = &[
+        b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0 200\r\n", b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\n", b"HTTP/1.1 204 No Content\r\n", b"HTTP/1.1 304 Not Modified\r\n", b"content-length: 5\r\n", b"content-length: 5, 5\r\n",
+        b"transfer-encoding: chunked\r\n", b"transfer-encoding: gzip\r\n", b"connection: close\r\n", b"x-a: b\r\n", b"\r\n", b"\r\n", b"\n", b"5\r\nhello\r\n", b"5;a=b\r\nhello\r\n",
+        b"0\r\n\r\n", b"0\r\n", b"hello",
+    ];
+
     proptest! {
+        #[test]
+        fn answers(head in any::<bool>(), cuts in any::<u8>(), text in bytes(ANSWERS)) {
+            answer(&[&[if head { b'H' } else { b'G' }, cuts], &text[..]].concat());
+        }
+
         #[test]
         fn hosts(data in bytes(HOSTS)) { host(&data); }
 

@@ -17,7 +17,7 @@ use crate::answer::Reason;
 use crate::door::Door;
 use crate::exchange::{Limits, Pace};
 use crate::h2c;
-use crate::http1::Http1;
+use crate::http1::{self, Http1};
 use crate::http2;
 use crate::idle::Idle;
 use crate::metrics::{SAMPLED, WorkerStats};
@@ -49,10 +49,8 @@ pub(crate) struct Worker {
     pub(crate) front: hyper::server::conn::http1::Builder,
     pub(crate) http2: h2::server::Builder,
     pub(crate) back: hyper::client::conn::http2::Builder<h2c::Local>,
-    /// Most bytes that an endpoint may send before the head of its answer is whole, interim answers included.
-    pub(crate) most_before_answer: usize,
-    /// Most bytes of one head.
-    pub(crate) most_in_head: usize,
+    /// How much an endpoint may send before the body of its answer.
+    pub(crate) bounds: http1::Bounds,
     pub(crate) limits: Limits,
     /// Longest time that a TLS handshake may take.
     pub(crate) handshake: Duration,
@@ -106,9 +104,12 @@ impl Worker {
             front,
             http2: http2::builder(config),
             back: h2c::builder(config.buffer_bytes),
-            // One head at its largest, and the part of the body that is read along with it.
-            most_before_answer: config.buffer_bytes.saturating_mul(2),
-            most_in_head: config.buffer_bytes,
+            bounds: http1::Bounds {
+                head: config.buffer_bytes,
+                // One head at its largest, and the part of the body that is read along with it.
+                all: config.buffer_bytes.saturating_mul(2),
+                fields: config.max_head_fields,
+            },
             limits: Limits {
                 head,
                 idle: Duration::from_secs(config.idle_timeout_s),

@@ -68,6 +68,15 @@ impl Decoder {
         }
     }
 
+    /// Bytes that are kept of what came.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn held(&self) -> usize {
+        match self {
+            Self::Chunked(chunks) => chunks.trailers.len(),
+            Self::Length(_) | Self::Close { .. } => 0,
+        }
+    }
+
     /// The connection has ended; an error where the body had not.
     pub(super) fn end(&mut self) -> Result<(), Malformed> {
         if let Self::Close { ended } = self {

@@ -3,7 +3,10 @@
 
 mod arriving;
 mod decode;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod head;
+mod reading;
 mod sending;
 
 use std::cell::Cell;
@@ -24,7 +27,9 @@ use tokio::net::TcpStream;
 
 pub(crate) use arriving::{Arriving, READ};
 use decode::Decoder;
-use head::{Extent, Head};
+use head::{Extent, Head, Malformed};
+pub(crate) use reading::Bounds;
+use reading::Reading;
 use sending::Sending;
 
 use crate::body::{RequestBody, ResponseBody};
@@ -39,14 +44,7 @@ const INTERIM: u32 = 16;
 pub(crate) struct Http1 {
     stream: TcpStream,
     sending: Sending,
-    /// A head that is not whole.
-    begun: Vec<u8>,
-    /// Bytes since the request.
-    came: usize,
-    /// Interim answers since the request.
-    interim: u32,
-    /// The request was HEAD: its answer has no body.
-    head_only: bool,
+    reading: Reading,
 }
 
 /// Why there is no answer.
@@ -71,10 +69,7 @@ impl Http1 {
         Self {
             stream,
             sending: Sending::new(),
-            begun: Vec::new(),
-            came: 0,
-            interim: 0,
-            head_only: false,
+            reading: Reading::new(false),
         }
     }
 
@@ -96,9 +91,7 @@ impl Http1 {
     /// Takes a request, the next one.
     pub(crate) fn begin(&mut self, parts: &Parts, body: RequestBody) {
         self.sending.begin(parts, body);
-        self.head_only = parts.method == Method::HEAD;
-        self.came = 0;
-        self.interim = 0;
+        self.reading = Reading::new(parts.method == Method::HEAD);
     }
 
     /// Writes the request and reads until there is the head of an answer, which may come before the request is written whole.
@@ -127,61 +120,23 @@ impl Http1 {
                 if read.is_err() || came.is_empty() {
                     return Poll::Ready(Err(self.lost()));
                 }
-                self.came += came.len();
-                if self.begun.is_empty() {
-                    Bytes::copy_from_slice(came)
-                } else {
-                    self.begun.extend_from_slice(came);
-                    if !came.contains(&b'\n') && self.begun.len() <= worker.most_in_head {
-                        continue;
-                    }
-                    Bytes::from(std::mem::take(&mut self.begun))
+                let Some(bytes) = self.reading.come(came, &worker.bounds) else {
+                    continue;
+                };
+                bytes
+            };
+            let hear = |status, fields| {
+                if let Some(hints) = hints {
+                    hints.hear(status, fields);
                 }
             };
-            self.read(&bytes, worker, hints, answer)?;
+            self.reading
+                .read(&bytes, &worker.bounds, || worker.fields(), hear, answer)
+                .map_err(|Malformed| Failure::Bad)?;
             if answer.is_some() {
                 return Poll::Ready(Ok(()));
             }
-            if self.came > worker.most_before_answer {
-                return Poll::Ready(Err(Failure::Bad));
-            }
         }
-    }
-
-    /// Looks for the head of an answer behind those of interim ones.
-    fn read(
-        &mut self,
-        bytes: &Bytes,
-        worker: &Worker,
-        hints: Option<&Hints>,
-        answer: &mut Option<Answer>,
-    ) -> Result<(), Failure> {
-        let mut at = 0;
-        while at < bytes.len() {
-            let most = worker.shared.config.max_head_fields;
-            let head = match head::read(bytes, at, most, self.head_only, worker.fields()) {
-                Ok(Some(head)) => head,
-                Ok(None) if bytes.len() - at <= worker.most_in_head => {
-                    self.begun = bytes[at..].to_vec();
-                    break;
-                }
-                Ok(None) | Err(_) => return Err(Failure::Bad),
-            };
-            at += head.length;
-            if !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS {
-                let rest = bytes.slice(at..);
-                *answer = Some(Answer { head, rest });
-                return Ok(());
-            }
-            self.interim += 1;
-            if self.interim > INTERIM {
-                return Err(Failure::Bad);
-            }
-            if let Some(hints) = hints {
-                hints.hear(head.status, head.fields);
-            }
-        }
-        Ok(())
     }
 
     fn lost(&self) -> Failure {

@@ -10,7 +10,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::support::*;
+use crate::gateway::Gateway;
+use crate::peers::*;
 
 /// What the client is to see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,15 +292,16 @@ fn wrong(case: &Case, id: &str, answer: &Answer) -> Option<String> {
 async fn every_client_gets_its_own_answer_or_none() {
     assert!(CASES.len() >= 90, "{} cases", CASES.len());
     let good = Recorder::start("good").await;
-    let mut entries = vec![("good", "1", "good", good.at)];
+    let mut apps = vec![("good", good.at)];
     let mut most = Vec::new();
     let names: Vec<String> = (0..CASES.len()).map(|i| format!("c{i}")).collect();
     for (case, name) in CASES.iter().zip(&names) {
         let (at, served) = container(case).await;
-        entries.push((name, "1", name, at));
+        apps.push((name, at));
         most.push(served);
     }
-    let gateway = Arc::new(Gateway::with(config(), &entries, &[]).await);
+    let mut gateway = Gateway::start(&[], false, &apps).await;
+    let http = gateway.http;
     // Not more at once than a listener's queue holds.
     let at_once = Arc::new(Semaphore::new(64));
     let mut clients = Vec::new();
@@ -311,7 +313,7 @@ async fn every_client_gets_its_own_answer_or_none() {
             .skip(client)
             .chain(CASES.iter().enumerate().take(client))
         {
-            let (gateway, at_once) = (Arc::clone(&gateway), Arc::clone(&at_once));
+            let at_once = Arc::clone(&at_once);
             clients.push(tokio::spawn(async move {
                 let _one = at_once.acquire_owned().await.unwrap();
                 let mut wrongs = Vec::new();
@@ -322,17 +324,19 @@ async fn every_client_gets_its_own_answer_or_none() {
                         WS => (GET, ", upgrade\r\nUpgrade: websocket"),
                         method => (method, ""),
                     };
-                    let answer = gateway
-                        .send(&format!(
+                    let answer = send_to(
+                        http,
+                        &format!(
                             "{method} /{id} HTTP/1.1\r\nHost: c{i}.localhost\r\nConnection: close{upgrade}\r\n\r\n"
-                        ))
-                        .await;
+                        ),
+                    )
+                    .await;
                     wrongs.extend(wrong(case, &id, &answer));
                     if start.elapsed() > LIMIT / 2 {
                         wrongs.push(format!("{id}: the connection stayed open"));
                     }
                     if i % 10 == 0 {
-                        let answer = gateway.get("good.localhost", "/").await;
+                        let answer = get_from(http, "good.localhost", "/").await;
                         if answer.body != "good" {
                             wrongs.push(format!("beside {id}: {answer:?}"));
                         }
@@ -358,10 +362,11 @@ async fn every_client_gets_its_own_answer_or_none() {
         }
     }
     // The gateway is as it was.
-    let mut client = TcpStream::connect(gateway.http).await.unwrap();
+    let mut client = TcpStream::connect(http).await.unwrap();
     client
         .write_all(b"GET / HTTP/1.1\r\nHost: good.localhost\r\n\r\n")
         .await
         .unwrap();
     assert!(read_until(&mut client, "good").await.ends_with("good"));
+    assert_eq!(gateway.harm().await, [""; 0]);
 }

@@ -13,7 +13,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
-use crate::support::*;
+use crate::gateway::Gateway;
+use crate::peers::*;
 
 /// A handshake by HTTP/1: its name, its source, its bytes (`{h}` is the Host line, `{ws}` the fields of a sound WebSocket handshake,
 /// `{key}` its key and version), what the app answers, which protocol the app is asked for (`-`: it is not asked at all), and
@@ -213,13 +214,13 @@ where
     F: Future<Output = Result<(), String>> + Send + 'static,
 {
     let names: Vec<String> = (0..cases.len()).map(|i| format!("c{i}")).collect();
-    let (mut entries, mut books) = (Vec::new(), Vec::new());
+    let (mut apps, mut books) = (Vec::new(), Vec::new());
     for (case, name) in cases.iter().zip(&names) {
         let (at, book) = container(says(case)).await;
-        entries.push((name.as_str(), "1", name.as_str(), at));
+        apps.push((name.as_str(), at));
         books.push(book);
     }
-    let gateway = Gateway::with(config(), &entries, &[]).await;
+    let mut gateway = Gateway::start(&[], false, &apps).await;
     let at_once = Arc::new(Semaphore::new(24));
     let mut running = Vec::new();
     for (i, case) in cases.iter().enumerate() {
@@ -236,6 +237,7 @@ where
     for one in running {
         wrongs.extend(one.await.unwrap());
     }
+    assert_eq!(gateway.harm().await, [""; 0]);
     (wrongs, books)
 }
 

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::support::upstream;
+use crate::peers::upstream;
 
 /// A request as the app saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,7 +19,7 @@
 //! | [`http2_cases`] | the same by HTTP/2 |
 //! | [`before`] | what comes before a request: PROXY headers, TLS |
 //!
-//! What containers answer is in `answer_corpus`, floods of frames in `http2_floods`, tunnels in `tunnels`.
+//! What containers answer is in `answers`, what becomes of tunnels in `upgrades`, floods of frames in the gateway's own tests.
 
 mod app;
 mod before;

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use gateway::Config;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -13,7 +12,8 @@ use tokio::sync::Semaphore;
 use super::app::{self, Book, Request};
 use super::template::Fill;
 use super::{Case, Want};
-use crate::support::*;
+use crate::gateway::{Gateway, Settings};
+use crate::peers::*;
 
 /// Clients that send a case: one whole, one in pieces.
 const CLIENTS: usize = 2;
@@ -24,7 +24,7 @@ const OPEN: Duration = Duration::from_secs(30);
 /// A family as it is sent.
 pub(super) struct Family {
     pub(super) cases: &'static [Case],
-    pub(super) config: Config,
+    pub(super) settings: Settings,
     /// What others have to send first on a connection.
     pub(super) greeting: &'static [u8],
     /// Cases go to the port that speaks TLS.
@@ -35,18 +35,10 @@ impl Family {
     pub(super) fn of(cases: &'static [Case]) -> Self {
         Self {
             cases,
-            config: calm(),
+            settings: &[],
             greeting: b"",
             tls: false,
         }
-    }
-}
-
-/// The test's settings, with patience for clients that trickle: on a busy machine all do.
-pub(super) fn calm() -> Config {
-    Config {
-        min_body_bytes_per_s: 0,
-        ..config()
     }
 }
 
@@ -58,21 +50,21 @@ pub(super) struct Apps {
 
 impl Apps {
     /// A gateway with an app per case: `c0`, `c1`, …
-    pub(super) async fn start(config: Config, count: usize) -> Self {
+    pub(super) async fn start(settings: Settings, tls: bool, count: usize) -> Self {
         let names: Vec<String> = (0..count).map(|i| format!("c{i}")).collect();
-        let (mut entries, mut books) = (Vec::new(), Vec::new());
+        let (mut at, mut books) = (Vec::new(), Vec::new());
         for name in &names {
-            let (at, book) = app::start().await;
-            entries.push((name.as_str(), "1", name.as_str(), at));
+            let (address, book) = app::start().await;
+            at.push((name.as_str(), address));
             books.push(book);
         }
-        let gateway = Gateway::with(config, &entries, &[]).await;
+        let gateway = Gateway::start(settings, tls, &at).await;
         Self { gateway, books }
     }
 
-    /// What the gateway holds against the containers, which must be nothing.
-    pub(super) async fn held_against(&self) -> Vec<String> {
-        let mut wrongs = Vec::new();
+    /// What the gateway holds against the containers, which must be nothing; and what harm has come to it.
+    pub(super) async fn held_against(&mut self) -> Vec<String> {
+        let mut wrongs = self.gateway.harm().await;
         let routes = self.gateway.admin("/routes").await.body;
         let routes: serde_json::Value = serde_json::from_str(&routes).expect("routes");
         for route in routes["routes"].as_array().expect("routes") {
@@ -325,13 +317,9 @@ pub(super) async fn bystander(at: SocketAddr, greeting: &[u8], host: &str, done:
 
 /// Sends all cases of a family and fails with everything that is wrong.
 pub(super) async fn run(family: Family) {
-    let apps = Apps::start(family.config, family.cases.len()).await;
+    let mut apps = Apps::start(family.settings, family.tls, family.cases.len()).await;
     let http = apps.gateway.http;
-    let to = if family.tls {
-        apps.gateway.https.expect("a port for TLS")
-    } else {
-        http
-    };
+    let to = if family.tls { apps.gateway.https } else { http };
     let port = http.port().to_string();
     let at_once = Arc::new(Semaphore::new(16));
     let mut running = Vec::new();

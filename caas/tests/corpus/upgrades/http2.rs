@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use super::{CLIENTS, ask_all, wrong_at_app};
-use crate::http2_support::*;
-use crate::support::*;
+use crate::http2_frames::*;
+use crate::peers::*;
 
 /// A handshake: its name, its source, its fields (of an extended CONNECT for a WebSocket, those given instead of or besides its own;
 /// `-` takes one away), what follows as DATA (`END`: the stream ends with the head), what the app answers, the protocol that it

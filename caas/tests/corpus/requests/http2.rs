@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 
 use super::http2_cases::{Body, CASES, Case, Fields};
-use super::run::{Apps, Next, bystander, calm, wrong_at_app};
+use super::run::{Apps, Next, bystander, wrong_at_app};
 use super::template::Fill;
-use crate::http2_support::*;
+use crate::http2_frames::*;
 
 /// Clients that send a case.
 const CLIENTS: usize = 2;
@@ -160,7 +160,7 @@ fn wrong(want: Want, [one, next]: &[Stream; 2], goes_on: bool) -> Option<String>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_by_http2_have_one_reading() {
-    let apps = Apps::start(calm(), CASES.len()).await;
+    let mut apps = Apps::start(&[], false, CASES.len()).await;
     let http = apps.gateway.http;
     let port = http.port().to_string();
     let at_once = Arc::new(Semaphore::new(16));

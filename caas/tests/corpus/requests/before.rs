@@ -1,12 +1,9 @@
 //! What comes before the first request of a connection: the PROXY header of a balancer, the first messages of TLS.
 
-use gateway::Config;
-
 use super::Ask::{Get, Raw};
 use super::Case;
 use super::Want::{Refused, Sees, Silence};
-use super::run::{Family, calm, run};
-use crate::tls_support::Authority;
+use super::run::{Family, run};
 
 /// Sent by a balancer, which has to begin with a header.
 #[rustfmt::skip]
@@ -62,14 +59,9 @@ pub(super) const TLS: &[Case] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn balancers_say_who_it_is() {
-    let config = Config {
-        proxy_protocol_from: vec!["127.0.0.0/8".parse().unwrap()],
-        ..calm()
-    };
-    let greeting = b"PROXY UNKNOWN\r\n";
     run(Family {
-        config,
-        greeting,
+        settings: &[("PROXY_PROTOCOL_FROM", r#"["127.0.0.0/8"]"#)],
+        greeting: b"PROXY UNKNOWN\r\n",
         ..Family::of(PROXY)
     })
     .await;
@@ -77,15 +69,9 @@ async fn balancers_say_who_it_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_tls_ends() {
-    let authority = Authority::new();
-    authority.put("default", &["*.localhost"]);
-    // What looks like the beginning of a message is waited for.
-    let config = Config {
-        tls_handshake_timeout_ms: 1_000,
-        ..authority.config()
-    };
     run(Family {
-        config,
+        // What looks like the beginning of a message is waited for.
+        settings: &[("TLS_HANDSHAKE_TIMEOUT_MS", "1000")],
         tls: true,
         ..Family::of(TLS)
     })

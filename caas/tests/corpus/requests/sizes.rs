@@ -1,11 +1,9 @@
 //! Heads that are too large, and requests that do not come.
 
-use gateway::Config;
-
 use super::Ask::{Get, Line, Post, Raw};
 use super::Case;
 use super::Want::{Cut, Refused, Sees, Silence};
-use super::run::{Family, calm, run};
+use super::run::{Family, run};
 
 #[rustfmt::skip]
 pub(super) const CASES: &[Case] = &[
@@ -57,13 +55,8 @@ async fn what_is_too_large_is_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_come_is_not_waited_for() {
-    let config = Config {
-        header_timeout_ms: 1_000,
-        body_idle_ms: 1_000,
-        ..calm()
-    };
     run(Family {
-        config,
+        settings: &[("HEADER_TIMEOUT_MS", "1000"), ("BODY_IDLE_MS", "1000")],
         ..Family::of(SLOW)
     })
     .await;
