@@ -17,6 +17,8 @@ if wanted gateway; then
     cargo run --release --locked -q -p side-by-side
     cargo build --release --locked -p caas-gateway --example bench_gateway
     cargo run --release --locked -q -p side-by-side -- --cases rate --peers still,changing --rounds 8
+    # The second time that those with slow heads are thrown out and come again is part of it.
+    cargo run --release --locked -q -p side-by-side -- --cases rate --peers attacked --rounds 5 --seconds 15
 fi
 if wanted platform; then
     cargo build --release --locked -p e2e --bin measure

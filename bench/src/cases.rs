@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 
+use crate::attack::Attackers;
 use crate::load::{self, Figures, median};
 use crate::proxies::{H2C, HOST, PLAIN, Proxy, TLS};
 use crate::usage;
@@ -112,6 +113,17 @@ impl Case {
             ));
         }
         let p99 = |figures: &[Figures]| median(figures.iter().filter_map(|f| f.p99));
+        if let (Self::Rate, Some(attacked)) = (self, row("attacked")) {
+            let (calm, attacked, kib) = (p99(ours), p99(attacked), median(attacked.iter().filter_map(|f| f.kib)));
+            if attacked > calm * 1.1 {
+                lines.push(format!(
+                    "{self}: p99 {attacked:.0} µs under attack, {calm:.0} µs without"
+                ));
+            }
+            if kib > 16.0 {
+                lines.push(format!("{self}: {kib:.1} KiB per slow connection, promised 16"));
+            }
+        }
         if let (Self::Rate, Some(still), Some(changing)) = (self, row("still"), row("changing"))
             && p99(changing) > p99(still) * 1.1
         {
@@ -139,6 +151,16 @@ impl Case {
         }
         // Connections to the upstream are made and caches warm before anything counts.
         self.load(proxy, dir, 1)?;
+        if let (Self::Rate, Some(addresses)) = (self, proxy.attacked) {
+            let quiet = usage::anonymous_kib(id)?;
+            let attackers = Attackers::start(addresses)?;
+            let kib = Some((usage::anonymous_kib(id)? - quiet) / attackers.open.max(1.0));
+            let before = usage::cpu(id)?;
+            let done = self.load(proxy, dir, seconds)?;
+            let figures = done.with(before, usage::cpu(id)?);
+            attackers.end()?;
+            return Ok(Figures { kib, ..figures });
+        }
         let before = usage::cpu(id)?;
         let done = self.load(proxy, dir, seconds)?;
         Ok(done.with(before, usage::cpu(id)?))

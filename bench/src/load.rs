@@ -17,7 +17,7 @@ pub(crate) struct Figures {
     /// Microseconds, where they were measured.
     pub(crate) p50: Option<f64>,
     pub(crate) p99: Option<f64>,
-    /// KiB per idle connection, where it was measured.
+    /// KiB per idle connection, or per slow one of attackers, where it was measured.
     pub(crate) kib: Option<f64>,
 }
 
@@ -130,6 +130,7 @@ pub(crate) fn table(rows: &[(&str, &[Figures])]) -> Table {
     let peers: Vec<usize> = (1..rows.len()).collect();
     let first = rows.first().map_or(&[][..], |(_, f)| f);
     let idle = first.iter().any(|f| f.kib.is_some());
+    let attacked = !idle && rows.iter().any(|(_, f)| f.iter().any(|f| f.kib.is_some()));
     let latency = first.iter().any(|f| f.p50.is_some());
     let mut header = vec!["proxy".to_owned()];
     if idle {
@@ -140,6 +141,9 @@ pub(crate) fn table(rows: &[(&str, &[Figures])]) -> Table {
             header.extend(["p50 µs", "p99 µs"].map(str::to_owned));
         }
         header.extend(peers.iter().map(|p| format!("CPU ÷ {}", rows[*p].0)));
+        if attacked {
+            header.push("KiB per attacker".into());
+        }
     }
     table.set_header(header);
     for (i, (name, figures)) in rows.iter().enumerate() {
@@ -159,6 +163,9 @@ pub(crate) fn table(rows: &[(&str, &[Figures])]) -> Table {
                 cells.push(format!("{:.0}", of(|f| f.p99)));
             }
             cells.extend(peers.iter().map(|p| format!("{:.2}", cpu[i] / cpu[*p])));
+            if attacked {
+                cells.push(format!("{:.1}", of(|f| f.kib)));
+            }
         }
         let cells = cells.into_iter().enumerate().map(|(i, text)| {
             let alignment = if i == 0 {

@@ -5,6 +5,7 @@
 //! upstream is nginx with three ports; all from the distribution's packages.
 #![allow(clippy::disallowed_methods, reason = "one thread, which waits for others' programs")]
 
+mod attack;
 mod cases;
 mod load;
 mod proxies;
@@ -29,7 +30,8 @@ struct Args {
     /// Another caas program to compare with, such as the one before a change.
     #[arg(long)]
     before: Option<PathBuf>,
-    /// Peers: haproxy, nginx; and the gateway alone among 10,000 apps that are still, or changing 1,000 times a second.
+    /// Peers: haproxy, nginx; the gateway alone among 10,000 apps that are still, or changing 1,000 times a second; and the program
+    /// itself attacked, from eight addresses or from one (attacked, attacked-by-one; `rate` only).
     #[arg(long, value_delimiter = ',', default_value = "haproxy,nginx")]
     peers: Vec<String>,
     /// Cases; all when none is given.
@@ -61,7 +63,7 @@ fn main() -> Result<()> {
         proxies.push(Proxy::caas("before", path)?);
     }
     for peer in &args.peers {
-        proxies.push(Proxy::peer(peer)?);
+        proxies.push(Proxy::peer(peer, &args.caas)?);
     }
 
     let mut results: BTreeMap<(usize, usize), Vec<Figures>> = BTreeMap::new();

@@ -85,6 +85,8 @@ fn nginx_temporary(dir: &Path) -> String {
 pub(crate) struct Proxy {
     pub(crate) name: String,
     kind: Kind,
+    /// From how many addresses it is attacked meanwhile.
+    pub(crate) attacked: Option<u8>,
 }
 
 #[derive(Debug)]
@@ -115,21 +117,34 @@ impl Proxy {
         Ok(Self {
             name: name.into(),
             kind: Kind::Caas(path),
+            attacked: None,
         })
     }
 
-    /// A peer by name.
-    pub(crate) fn peer(name: &str) -> Result<Self> {
+    /// A peer by name; of some it is `caas`, the program that is measured.
+    pub(crate) fn peer(name: &str, caas: &Path) -> Result<Self> {
+        let attacked = match name {
+            "attacked" => Some(8),
+            "attacked-by-one" => Some(1),
+            _ => None,
+        };
+        if attacked.is_some() {
+            return Ok(Self {
+                attacked,
+                ..Self::caas(name, caas)?
+            });
+        }
         let kind = match name {
             "haproxy" => Kind::Haproxy,
             "nginx" => Kind::Nginx,
             "still" => Kind::Alone { changes: 0 },
             "changing" => Kind::Alone { changes: 1_000 },
-            _ => bail!("there is no peer {name:?}: choose haproxy, nginx, still, changing"),
+            _ => bail!("there is no peer {name:?}: choose haproxy, nginx, still, changing, attacked, attacked-by-one"),
         };
         Ok(Self {
             name: name.into(),
             kind,
+            attacked: None,
         })
     }
 
