@@ -12,6 +12,7 @@ use model::config::Protocol;
 use model::registry::EntryKey;
 
 use crate::balance::{Latency, PENALTY_US};
+use crate::departure::Departure;
 use crate::metrics::VersionStats;
 use crate::reach::Reach;
 
@@ -73,6 +74,8 @@ pub(crate) struct Endpoint {
     since: u64,
     /// Whether connects get through.
     pub(crate) reach: Reach,
+    /// When its tunnels have to end.
+    pub(crate) departure: Departure,
     /// Its version's counters.
     pub(crate) stats: Arc<VersionStats>,
     latency: Latency,
@@ -143,6 +146,7 @@ impl Endpoint {
             ejected: AtomicU64::new(0),
             since,
             reach: Reach::default(),
+            departure: Departure::default(),
             stats,
             latency: Latency::default(),
             last_error: Mutex::new(None),

@@ -15,6 +15,7 @@ use model::{AppConfig, AppId, CertificateName, ContainerId, Load, SealedCertific
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::departure::Departures;
 use crate::eject::Endpoint;
 use crate::shared::Shared;
 use crate::table::{App, AppShared, Settings};
@@ -55,9 +56,7 @@ pub(crate) struct Follower {
     /// Apps, and domains, that the next table must take anew.
     touched: HashSet<AppId>,
     touched_domains: HashSet<Box<str>>,
-    /// Taken out of the table with the next publication, and until nothing is under way there.
-    leaving: Vec<Arc<Endpoint>>,
-    unmarked: usize,
+    leaving: Departures,
     /// Vanished without an explicit withdrawal, and until when they are held.
     held: HashMap<EntryKey, Instant>,
     revision: RegistryRevision,
@@ -82,8 +81,7 @@ impl Follower {
             challenges: acme::Heard::default(),
             touched: HashSet::new(),
             touched_domains: HashSet::new(),
-            leaving: Vec::new(),
-            unmarked: 0,
+            leaving: Departures::default(),
             held: HashMap::new(),
             revision: RegistryRevision::default(),
             heard: false,
@@ -134,7 +132,8 @@ impl Follower {
         new.set_protocol(entry.settings.config.protocol_of(&key.version));
         new.set_load(load);
         if let Some(old) = entry.endpoints.insert(place, new) {
-            self.leaving.push(old);
+            let time = entry.settings.config.drain_of(&key.version);
+            self.leaving.push(old, time);
         }
     }
 
@@ -148,8 +147,10 @@ impl Follower {
         {
             return;
         }
-        if let Some(old) = self.entry(&key.app).endpoints.remove(&place) {
-            self.leaving.push(old);
+        let entry = self.entry(&key.app);
+        let time = entry.settings.config.drain_of(&key.version);
+        if let Some(old) = entry.endpoints.remove(&place) {
+            self.leaving.push(old, time);
         }
         self.forget(&key.app);
     }
@@ -410,10 +411,7 @@ impl Follower {
         }
         // Only now: a request that still sees the old table finds the mark and reads the new one. See `Endpoint::enter` for why
         // none slips through between.
-        for endpoint in &self.leaving[self.unmarked..] {
-            endpoint.withdraw();
-        }
-        self.unmarked = self.leaving.len();
+        self.leaving.mark();
         self.shared.registry.revision.store(self.revision.0, Ordering::Relaxed);
         self.shared
             .registry
@@ -424,8 +422,7 @@ impl Follower {
     /// Lets go of what has drained, and of held endpoints whose time is over or which refuse connections. `true` when there is
     /// something left to look after.
     pub(crate) fn tidy(&mut self, now: Instant) -> bool {
-        self.leaving.retain(|e| e.in_flight() > 0);
-        self.unmarked = self.leaving.len();
+        self.leaving.tidy(now);
         let over: Vec<EntryKey> = self
             .held
             .iter()
@@ -451,11 +448,7 @@ impl Follower {
     /// What may be told to the writer; `None` before the registry has spoken.
     pub(crate) fn acknowledgement(&self) -> Option<Acknowledgement> {
         // A held endpoint still gets requests: its container must not be stopped as if it were drained.
-        let busy = self
-            .leaving
-            .iter()
-            .filter(|e| e.in_flight() > 0)
-            .map(|e| &e.key.container);
+        let busy = self.leaving.busy().map(|e| &e.key.container);
         let draining: std::collections::BTreeSet<_> =
             busy.chain(self.held.keys().map(|k| &k.container)).cloned().collect();
         self.heard.then(|| Acknowledgement {

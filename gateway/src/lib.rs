@@ -30,6 +30,7 @@ mod body;
 mod client;
 mod config;
 mod connection;
+mod departure;
 mod door;
 mod ear;
 mod eject;

@@ -5,15 +5,18 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes};
+use futures::future::OptionFuture;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::departure::FAREWELL;
 use crate::flight::Flight;
 use crate::websocket::{self, Frames};
 use crate::worker::Worker;
@@ -177,6 +180,11 @@ async fn copy(
 ) {
     let (mut up, mut down) = pipes;
     let mut leave = pin!(worker.leave.cancelled());
+    // Only a WebSocket has a word for the end of its endpoint's time.
+    let departing = flight.entered().filter(|_| down.frames.is_some());
+    let departing = departing.map(|entered| Arc::clone(entered.endpoint()));
+    let mut departs = pin!(OptionFuture::from(departing.as_ref().map(|e| e.departure.wait())));
+    let mut told = None;
     let mut listens = false;
     worker.stats().tunnels_open.add(1);
 
@@ -191,15 +199,25 @@ async fn copy(
             // Polled once, so that the end of the drain wakes this task; whether it has come, the flag tells.
             listens = true;
             let _ = leave.as_mut().poll(cx);
+            let _ = departs.as_mut().poll(cx);
         }
-        if worker.leaving.get() {
-            while !down.goodbye() {
+        let over = departing.as_ref().is_some_and(|e| e.departure.is_over());
+        if over || worker.leaving.get() {
+            let until = *told.get_or_insert_with(|| Instant::now() + FAREWELL);
+            let mut said = down.goodbye();
+            while !said {
                 received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
                 if received.is_pending() {
-                    return Poll::Pending;
+                    break;
                 }
+                said = down.goodbye();
             }
-            return Poll::Ready(Ok(()));
+            // Whoever is still there may say goodbye too, for which its connection must stand.
+            if said && (up.ended || worker.leaving.get()) {
+                return Poll::Ready(Ok(()));
+            }
+            timer.as_mut().reset(until.into());
+            return timer.as_mut().poll(cx).map(Ok);
         }
         if sent.is_ready() && received.is_ready() {
             return Poll::Ready(io::Result::Ok(()));

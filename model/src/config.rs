@@ -2,6 +2,7 @@
 //! [`crate::ReleaseSpec`].
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::spec::within;
 use crate::{SpecError, Version};
 
-/// Most versions of which an app's published configuration says that they speak something else: as many as may have weights.
+/// Most versions of which an app's published configuration says that they speak something else, or have another time to finish: as
+/// many as may have weights.
 pub const MAX_PROTOCOLS: usize = 20;
 
 /// How requests reach the app's instances. Published as `/caas/service/config/{appId}`; gateways
@@ -26,6 +28,13 @@ pub struct AppConfig {
     /// at most [`MAX_PROTOCOLS`].
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub protocols: BTreeMap<Version, Protocol>,
+    /// Seconds that an instance which was withdrawn has to finish what it has under way; then gateways tell its WebSockets to go
+    /// elsewhere. `None`: not known, so nobody is told. Written by registry-sync at publication, and nobody's to set, as is:
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_s: Option<u32>,
+    /// Versions whose instances have another time than `drain_s`: at most [`MAX_PROTOCOLS`].
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub drains: BTreeMap<Version, u32>,
     /// With `protocol = "tcp"`: how connections reach it.
     pub tcp: Tcp,
     /// Plain HTTP requests are answered with a redirect to HTTPS (308).
@@ -57,6 +66,8 @@ impl Default for AppConfig {
             domains: Vec::new(),
             protocol: Protocol::default(),
             protocols: BTreeMap::new(),
+            drain_s: None,
+            drains: BTreeMap::new(),
             tcp: Tcp::default(),
             redirect_https: false,
             acme: true,
@@ -218,6 +229,12 @@ impl AppConfig {
         self.protocol.of_instance(self.protocols.get(version).copied())
     }
 
+    /// What instances of `version` have to finish once they are withdrawn; `None`: not known.
+    pub fn drain_of(&self, version: &Version) -> Option<Duration> {
+        let own = self.drains.get(version).copied().or(self.drain_s)?;
+        Some(Duration::from_secs(own.into()))
+    }
+
     /// Every field that can't be accepted; empty when the configuration is sound.
     pub fn check(&self) -> Vec<SpecError> {
         let mut errors = Vec::new();
@@ -240,6 +257,10 @@ impl AppConfig {
         if self.protocols.len() > MAX_PROTOCOLS {
             let why = format!("at most {MAX_PROTOCOLS} versions");
             errors.push(SpecError::new("/protocols", why));
+        }
+        if self.drains.len() > MAX_PROTOCOLS {
+            let why = format!("at most {MAX_PROTOCOLS} versions");
+            errors.push(SpecError::new("/drains", why));
         }
         if self.tcp != Tcp::default() && self.protocol != Protocol::Tcp {
             errors.push(SpecError::new("/tcp", "only an app with protocol \"tcp\" has these"));

@@ -9,12 +9,15 @@ use std::time::Duration;
 use model::ContainerId;
 use model::registry::{Acknowledgement, RegistryRevision};
 
+/// What gateways have beyond an app's drain time-out to tell its WebSockets to go elsewhere, which they do when it is over.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// What is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Awaited {
     /// All gateways know the endpoint.
     Routed,
-    /// All gateways have forgotten the endpoint and finished its requests, the latter within `timeout`.
+    /// All gateways have forgotten the endpoint and finished its requests, the latter within `timeout` and a moment.
     Drained {
         /// Whose requests.
         container: ContainerId,
@@ -41,7 +44,7 @@ pub(crate) fn confirmed(
         Awaited::Routed => true,
         Awaited::Drained { container, timeout } => {
             let busy = acknowledgements.values().any(|ack| ack.draining.contains(container));
-            !busy || waited >= *timeout
+            !busy || waited >= *timeout + FAREWELL
         }
     }
 }
@@ -89,6 +92,7 @@ mod tests {
         assert!(ask(&drained, 0, &[(5, &["c2"])]));
         assert!(!ask(&drained, 0, &[(4, &[])]));
         assert!(!ask(&drained, 29_999, &[(5, &["c1"]), (6, &[])]));
-        assert!(ask(&drained, 30_000, &[(5, &["c1"])]));
+        assert!(!ask(&drained, 30_999, &[(5, &["c1"])]));
+        assert!(ask(&drained, 31_000, &[(5, &["c1"])]));
     }
 }

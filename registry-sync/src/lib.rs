@@ -7,6 +7,7 @@
 //! - [`probe`]: one proof of life over the network
 //! - [`health`]: what a row of proofs means, and when the next is due (pure)
 //! - [`plan`]: what to write so that the registry fits the store (pure)
+//! - [`versions`]: what gateways are told of an app's versions (pure)
 //! - [`loads`]: what to write of instances' loads (pure)
 //! - [`certificates`]: certificates on their way from the store to the registry
 //! - [`confirm`]: which instances the gateways have taken up or let go (pure)
@@ -21,6 +22,7 @@ mod metrics;
 mod plan;
 mod probe;
 mod sync;
+mod versions;
 mod watch;
 
 use std::sync::Arc;

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
-use model::config::{MAX_PROTOCOLS, Protocol};
+use model::config::Protocol;
 use model::registry::{Endpoint, EntryKey, RegistryChange, RegistrySnapshot};
 use model::{App, AppConfig, AppId, AppStatus, ContainerId, Host, HostName, Instance, InstanceState, Version};
 use tokio::time::Instant;
@@ -18,8 +18,10 @@ pub(crate) struct View<'a> {
     pub(crate) apps: &'a [App],
     /// All hosts.
     pub(crate) hosts: &'a HashMap<HostName, Host>,
-    /// As [`protocols`] says.
+    /// As [`versions::protocols`](crate::versions::protocols) says.
     pub(crate) protocols: HashMap<&'a AppId, BTreeMap<Version, Protocol>>,
+    /// As [`versions::drains`](crate::versions::drains) says.
+    pub(crate) drains: HashMap<&'a AppId, (u32, BTreeMap<Version, u32>)>,
     /// What the registry holds.
     pub(crate) published: &'a RegistrySnapshot,
 }
@@ -120,7 +122,7 @@ pub(crate) fn plan(view: &View<'_>, lasting: &BTreeSet<EntryKey>) -> Plan {
         .apps
         .iter()
         .filter(|app| app.status != AppStatus::Removing)
-        .map(|app| (&app.id, config(app, &view.protocols)))
+        .map(|app| (&app.id, config(app, view)))
         .collect();
     // Configurations first: an app, and what a version speaks, is known to gateways before the first endpoint is.
     for (app, config) in &configured {
@@ -148,63 +150,17 @@ pub(crate) fn plan(view: &View<'_>, lasting: &BTreeSet<EntryKey>) -> Plan {
 }
 
 /// What an app's configuration is to gateways.
-fn config<'a>(app: &'a App, protocols: &HashMap<&AppId, BTreeMap<Version, Protocol>>) -> Cow<'a, AppConfig> {
-    match protocols.get(&app.id) {
-        None => Cow::Borrowed(&app.config),
-        Some(protocols) => Cow::Owned(AppConfig {
-            protocols: protocols.clone(),
-            ..app.config.clone()
-        }),
+fn config<'a>(app: &'a App, view: &View<'_>) -> Cow<'a, AppConfig> {
+    let (protocols, drains) = (view.protocols.get(&app.id), view.drains.get(&app.id));
+    if protocols.is_none() && drains.is_none() {
+        return Cow::Borrowed(&app.config);
     }
-}
-
-/// Whether a release is the one that its app is at, whether it is the canary's, and its number.
-type Rank = (bool, bool, u32);
-
-/// Versions that speak another HTTP than their app does by now, as long as there are instances of them; only apps that have any.
-/// `own`: what an instance's release speaks. Where two releases of one version differ, the one that the app is at decides, then its
-/// canary, then the newest; of too many versions the oldest are left out.
-pub(crate) fn protocols<'a>(
-    instances: &[Instance],
-    apps: &'a [App],
-    own: impl Fn(&Instance) -> Option<Protocol>,
-) -> HashMap<&'a AppId, BTreeMap<Version, Protocol>> {
-    let by_id: HashMap<&AppId, &App> = apps.iter().map(|app| (&app.id, app)).collect();
-    let at = |instance: &Instance| by_id.get(&instance.app).copied();
-    let differs = |app: &App, own: Option<Protocol>| app.config.protocol.of_instance(own) != app.config.protocol;
-    let concerned: HashSet<&AppId> = instances
-        .iter()
-        .filter_map(|i| at(i).filter(|app| differs(app, own(i))))
-        .map(|app| &app.id)
-        .collect();
-    let mut newest: HashMap<&AppId, BTreeMap<&Version, (Rank, Option<Protocol>)>> = HashMap::new();
-    for instance in instances {
-        let Some(app) = at(instance).filter(|app| concerned.contains(&app.id)) else {
-            continue;
-        };
-        let number = instance.release;
-        let is_canary = app.canary.as_ref().is_some_and(|c| c.release == number);
-        let rank = (number == app.release, is_canary, number);
-        let versions = newest.entry(&app.id).or_default();
-        let known = versions.entry(&instance.version).or_insert((rank, None));
-        if rank >= known.0 {
-            *known = (rank, own(instance));
-        }
-    }
-    let mut protocols = HashMap::new();
-    for (id, versions) in newest {
-        let Some(app) = by_id.get(id) else { continue };
-        let other = versions.into_iter().filter(|(_, (_, own))| differs(app, *own));
-        let mut other: Vec<_> = other
-            .filter_map(|(version, (rank, own))| Some((rank, version.clone(), own?)))
-            .collect();
-        other.sort_by_key(|(rank, ..)| std::cmp::Reverse(*rank));
-        other.truncate(MAX_PROTOCOLS);
-        if !other.is_empty() {
-            protocols.insert(id, other.into_iter().map(|(_, version, own)| (version, own)).collect());
-        }
-    }
-    protocols
+    Cow::Owned(AppConfig {
+        protocols: protocols.cloned().unwrap_or_default(),
+        drain_s: drains.map(|(most, _)| *most),
+        drains: drains.map(|(_, others)| others.clone()).unwrap_or_default(),
+        ..app.config.clone()
+    })
 }
 
 /// An instance's place in the registry, once it has a container on a known host.
@@ -238,7 +194,7 @@ pub(crate) mod tests {
     use model::{AppConfig, Generation, TenantId, Timestamp};
     use proptest::prelude::*;
 
-    fn app(id: &str, status: AppStatus) -> App {
+    pub(crate) fn app(id: &str, status: AppStatus) -> App {
         App {
             id: id.parse().unwrap(),
             tenant: TenantId::default_tenant(),
@@ -291,7 +247,7 @@ pub(crate) mod tests {
         i
     }
 
-    fn applied(mut snapshot: RegistrySnapshot, changes: &[RegistryChange]) -> RegistrySnapshot {
+    pub(crate) fn applied(mut snapshot: RegistrySnapshot, changes: &[RegistryChange]) -> RegistrySnapshot {
         for change in changes {
             snapshot.fold(change.clone());
         }
@@ -305,6 +261,7 @@ pub(crate) mod tests {
                 apps,
                 hosts: &hosts(),
                 protocols: HashMap::new(),
+                drains: HashMap::new(),
                 published,
             },
             &BTreeSet::new(),
@@ -344,82 +301,6 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn versions_that_speak_something_else_are_named_while_there_are_instances_of_them() {
-        let (http, h2c) = (Some(Protocol::Http), Some(Protocol::H2c));
-        let of = |version: u32, release: u32, state| {
-            let mut i = numbered(release as usize, state);
-            (i.version, i.release) = (version.to_string().parse().unwrap(), release);
-            i
-        };
-        let mut hello = app("hello", AppStatus::Running);
-        (hello.release, hello.config.protocol) = (2, Protocol::H2c);
-        let said = |rows: &[Instance], app: &App, speak: &dyn Fn(u32) -> Option<Protocol>| -> Vec<(String, Protocol)> {
-            let apps = [app.clone(), self::app("other", AppStatus::Running)];
-            let all = protocols(rows, &apps, |i| speak(i.release));
-            assert!(all.keys().all(|id| **id == hello.id));
-            let own = all.get(&hello.id).cloned().unwrap_or_default();
-            own.into_iter().map(|(v, p)| (v.to_string(), p)).collect()
-        };
-        let mut rows = vec![
-            of(1, 1, InstanceState::Draining),
-            of(2, 2, InstanceState::Starting),
-            of(3, 3, InstanceState::Running),
-        ];
-        let speak = |release| [http, h2c, None][release as usize - 1];
-        assert_eq!(said(&rows, &hello, &speak), [("1".into(), Protocol::Http)]);
-        // What is told is written in front of the endpoints, and again only when it changes.
-        let (apps, hosts) = ([hello.clone()], hosts());
-        let before = RegistrySnapshot::default();
-        let view = |published| View {
-            instances: &rows,
-            apps: &apps,
-            hosts: &hosts,
-            protocols: protocols(&rows, &apps, |i| speak(i.release)),
-            published,
-        };
-        let first = plan(&view(&before), &BTreeSet::new()).changes;
-        let RegistryChange::Config(_, config) = &first[0] else {
-            panic!("{first:?}");
-        };
-        assert_eq!(config.protocols.len(), 1);
-        assert!(matches!(first[1..], [RegistryChange::Put(..)]), "{first:?}");
-        let after = applied(before.clone(), &first);
-        assert_eq!(plan(&view(&after), &BTreeSet::new()).changes, []);
-
-        // An app that speaks bytes does so as a whole.
-        let mut bytes = hello.clone();
-        bytes.config.protocol = Protocol::Tcp;
-        assert_eq!(said(&rows, &bytes, &speak), []);
-        rows.remove(0);
-        assert_eq!(said(&rows, &hello, &speak), []);
-        // Of two releases of one version the app's own decides, wherever it stands; else the newest.
-        let same = [
-            of(1, 1, InstanceState::Running),
-            of(1, 2, InstanceState::Running),
-            of(1, 3, InstanceState::Running),
-        ];
-        assert_eq!(
-            said(&same, &hello, &|release| if release == 2 { h2c } else { http }),
-            []
-        );
-        hello.release = 9;
-        assert_eq!(
-            said(&same, &hello, &|release| if release == 3 { h2c } else { http }),
-            []
-        );
-        assert_eq!(
-            said(&same, &hello, &|release| if release == 3 { http } else { h2c }),
-            [("1".into(), Protocol::Http)]
-        );
-        // Their number is bounded; the newest stay.
-        hello.release = 30;
-        let many: Vec<Instance> = (1..=30).map(|n| of(n, n, InstanceState::Running)).collect();
-        let named = said(&many, &hello, &|_| http);
-        assert_eq!(named.len(), MAX_PROTOCOLS);
-        assert!(named.iter().all(|(v, _)| v.parse::<u32>().unwrap() > 10), "{named:?}");
-    }
-
-    #[test]
     fn ghosts_last_when_every_pass_sees_them() {
         let (start, minute) = (Instant::now(), Duration::from_secs(60));
         let key = |container: &&str| EntryKey {
@@ -452,6 +333,7 @@ pub(crate) mod tests {
             apps: &[],
             hosts: &hosts(),
             protocols: HashMap::new(),
+            drains: HashMap::new(),
             published: &published,
         };
         assert_eq!(plan(&view, &first.ghosts).changes.len(), 60);

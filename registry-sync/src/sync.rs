@@ -19,6 +19,7 @@ use crate::confirm::{Awaited, confirmed};
 use crate::loads::{AllFigures, Loads, follow_figures};
 use crate::metrics::Metrics;
 use crate::plan::{self, View};
+use crate::versions;
 use crate::watch::{Target, Watchers, is_watched};
 use crate::{Config, Deps};
 
@@ -371,7 +372,10 @@ impl<'a> Sync<'a> {
             instances,
             apps,
             hosts,
-            protocols: plan::protocols(instances, apps, |instance| self.release_of(instance, births)?.protocol),
+            protocols: versions::protocols(instances, apps, |instance| self.release_of(instance, births)?.protocol),
+            drains: versions::drains(instances, apps, |instance| {
+                Some(self.release_of(instance, births)?.spec.drain_timeout_s)
+            }),
             published: &published.snapshot,
         };
         let plan = plan::plan(&view, &published.ghosts.lasting(Instant::now(), reread));

@@ -170,7 +170,11 @@ async fn frames() -> std::net::SocketAddr {
         let Ok(Some(request)) = read_request(&mut stream, &mut buffer).await else {
             return;
         };
-        let _ = stream.write_all(&[YES, &[0x81, 2, b'h', b'i']].concat()).await;
+        let asked = request.header("upgrade").concat();
+        let yes = String::from_utf8_lossy(YES).replace("websocket", &asked);
+        let _ = stream
+            .write_all(&[yes.as_bytes(), &[0x81, 2, b'h', b'i']].concat())
+            .await;
         if request.line().contains("half") {
             let _ = stream.write_all(&[0x81, 100, b'x']).await;
         }
@@ -215,4 +219,60 @@ async fn websockets_are_told_that_the_gateway_goes() {
     assert_eq!(last, b"");
     soon(gateway.task).await.unwrap().expect("cleanly");
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_are_told_that_their_instance_goes() {
+    let mut app = model::AppConfig {
+        drain_s: Some(30),
+        ..model::AppConfig::default()
+    };
+    app.drains.insert("1".parse().unwrap(), 1);
+    let gateway = Gateway::hello_with(config(), &[frames().await], app).await;
+    let mut one = TcpStream::connect(gateway.http).await.unwrap();
+    one.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut one, "\u{2}hi").await;
+    let mut half = TcpStream::connect(gateway.http).await.unwrap();
+    half.write_all(ASK.replace("/ws", "/half").as_bytes()).await.unwrap();
+    read_until(&mut half, "x").await;
+    // Another protocol has no word for it.
+    let mut other = TcpStream::connect(gateway.http).await.unwrap();
+    let ask = ASK.replace("websocket", "other");
+    other.write_all(ask.as_bytes()).await.unwrap();
+    read_until(&mut other, "\u{2}hi").await;
+    let mut client = open(&gateway).await;
+    let (response, _send) = client.start(connect("websocket"), false).await;
+    let mut two = soon(response).await.unwrap().into_body();
+    read_to(&mut two, b"hi").await;
+
+    let start = Instant::now();
+    let next = frames().await;
+    let withdrawal = changes(2, vec![put("hello", "2", "new", next), remove("hello", "1", "c0")]);
+    gateway.tell(withdrawal, 2).await;
+    let mut stays = TcpStream::connect(gateway.http).await.unwrap();
+    stays.write_all(ASK.as_bytes()).await.unwrap();
+    read_until(&mut stays, "\u{2}hi").await;
+    let mut last = Vec::new();
+    soon(one.read_to_end(&mut last)).await.unwrap();
+    let took = start.elapsed();
+    assert_eq!(last, [0x88, 2, 0x03, 0xe9], "close, going away");
+    assert!(took >= Duration::from_millis(900), "not before its time: {took:?}");
+    assert_eq!(read_to(&mut two, &[0x03, 0xe9]).await, [0x88, 2, 0x03, 0xe9]);
+    // Within a frame there is no place for it: it is cut a moment later.
+    last.clear();
+    let _ = soon(half.read_to_end(&mut last)).await;
+    assert_eq!(last, b"");
+    assert_eq!(
+        gateway.feed.last_ack().unwrap().draining,
+        ["c0".parse().unwrap()],
+        "the other protocol"
+    );
+    drop(other);
+    until("nothing is under way there", || {
+        gateway.feed.last_ack().is_some_and(|ack| ack.draining.is_empty())
+    })
+    .await;
+    // At the other endpoint nothing ended.
+    let none = tokio::time::timeout(Duration::from_millis(100), stays.read_to_end(&mut last)).await;
+    assert!(none.is_err() && last.is_empty());
 }

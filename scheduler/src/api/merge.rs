@@ -24,9 +24,24 @@ pub(super) fn app_config(
     given: Option<&Map<String, Value>>,
     root: &str,
 ) -> Result<AppConfig, SpecError> {
-    if given.is_some_and(|given| given.contains_key("protocols")) {
-        let why = "what a version speaks is said by deploying it with that protocol";
-        return Err(SpecError::new(format!("{root}/protocols"), why));
+    let own = [
+        (
+            "protocols",
+            "what a version speaks is said by deploying it with that protocol",
+        ),
+        (
+            "drain_s",
+            "what an instance has to finish is its release's spec.drain_timeout_s",
+        ),
+        (
+            "drains",
+            "what an instance has to finish is its release's spec.drain_timeout_s",
+        ),
+    ];
+    for (field, why) in own {
+        if given.is_some_and(|given| given.contains_key(field)) {
+            return Err(SpecError::new(format!("{root}/{field}"), why));
+        }
     }
     let mut config = merge(previous, given, &["limits", "timeouts", "tcp"], root)?;
     // An app that speaks something else from now on has no port at the gateways any more.

@@ -193,6 +193,8 @@ async fn a_canary_may_speak_another_protocol_and_nothing_else_of_the_app() {
     refused.problem(400, "INVALID_SPEC").field("/protocol");
     let refused = config(json!({"protocols": {"1": "h2c"}})).await;
     refused.problem(400, "INVALID_SPEC").field("/protocols");
+    let refused = config(json!({"drain_s": 5})).await;
+    refused.problem(400, "INVALID_SPEC").field("/drain_s");
     world.post("/apps/hello/rollback", &json!({"release": 1})).await.is(202);
     assert_eq!(app(&world).await["config"]["protocol"], "http");
 }
