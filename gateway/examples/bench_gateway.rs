@@ -63,7 +63,15 @@ impl RegistryReader for Fixed {
                 pace.tick().await;
                 let changes: Vec<_> = changes.by_ref().take(each).collect();
                 revision.0 += i64::try_from(changes.len()).unwrap_or_default();
-                if sender.send(RegistryEvent::Changes { changes, revision }).await.is_err() {
+                if sender
+                    .send(RegistryEvent::Changes {
+                        changes,
+                        revision,
+                        heard: std::time::Instant::now(),
+                    })
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }

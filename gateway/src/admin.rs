@@ -246,7 +246,7 @@ fn metrics(shared: &Shared) -> String {
     );
     page.plain_histogram(
         "route_propagation_seconds",
-        "Seconds from hearing of a registry change until requests obey it",
+        "Seconds from the registry's notification of a change, reading it included, until requests obey it",
         &registry.propagation,
     );
     page.text()

@@ -340,7 +340,7 @@ impl Follower {
                 self.changed = true;
                 self.complete = true;
             }
-            RegistryEvent::Changes { changes, revision } => {
+            RegistryEvent::Changes { changes, revision, .. } => {
                 status.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
                 self.changed |= changes.is_empty();
                 for change in changes {
@@ -354,7 +354,11 @@ impl Follower {
                     .stale_since
                     .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
                 if was.is_ok() {
-                    tracing::warn!(%reason, "the registry is out of reach; serving the last copy");
+                    let means = match self.complete {
+                        true => "serving the last copy",
+                        false => "no app is known yet",
+                    };
+                    tracing::warn!(%reason, "the registry is out of reach; {means}");
                 }
             }
         }
@@ -458,6 +462,14 @@ impl Follower {
     }
 }
 
+/// When the reader heard of what it tells; a whole registry is as old as its arrival here.
+fn heard_at(event: &RegistryEvent, now: Instant) -> Instant {
+    match event {
+        RegistryEvent::Changes { heard, .. } => now.min(*heard),
+        RegistryEvent::Snapshot(_) | RegistryEvent::Disconnected(_) => now,
+    }
+}
+
 /// Follows the registry until `stop`.
 pub(crate) async fn run(
     shared: Arc<Shared>,
@@ -481,17 +493,21 @@ pub(crate) async fn run(
                 Some(event) => {
                     let now = Instant::now();
                     let gone = matches!(event, RegistryEvent::Disconnected(_));
+                    let mut heard = heard_at(&event, now);
                     follower.hear(event, now);
                     // Whatever is there already becomes one table; nothing waits for more.
                     for _ in 0..10_000 {
                         match events.next().now_or_never() {
-                            Some(Some(event)) => follower.hear(event, now),
+                            Some(Some(event)) => {
+                                heard = heard.min(heard_at(&event, now));
+                                follower.hear(event, now);
+                            }
                             _ => break,
                         }
                     }
                     follower.publish();
                     if !gone {
-                        shared.registry.propagation.observe(now.elapsed());
+                        shared.registry.propagation.observe(heard.elapsed());
                     }
                     let differences = registry.resync_differences();
                     shared.registry.differences.store(differences, Ordering::Relaxed);

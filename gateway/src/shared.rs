@@ -79,7 +79,7 @@ pub(crate) struct RegistryStatus {
     pub(crate) refused: AtomicU64,
     /// Endpoints held by the mass-vanish guard.
     pub(crate) held: AtomicU64,
-    /// Time from hearing of a change until requests obey it.
+    /// Time from the registry's word that something has changed, reading what it is included, until requests obey it.
     pub(crate) propagation: Histogram,
 }
 

@@ -1,5 +1,6 @@
-//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): a sound `traceparent` goes on as it came. With an access log, whose
-//! lines carry it, a request without one gets one; its trace is then the request id, so that both find the same lines.
+//! W3C Trace Context (<https://www.w3.org/TR/trace-context/>): `traceparent` and `tracestate` go on as they came, always. Only with an
+//! access log, whose lines carry it, a request without a sound one gets one; its trace is then the request id, so that both find the
+//! same lines. Without a log nobody could look such a trace up at the gateway, so the app begins its own.
 
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};

@@ -29,7 +29,7 @@ impl Copy {
                 self.heard = true;
                 self.stale = false;
             }
-            RegistryEvent::Changes { changes, revision } => {
+            RegistryEvent::Changes { changes, revision, .. } => {
                 for change in changes {
                     self.change(change);
                 }
@@ -152,6 +152,7 @@ mod tests {
         let withdrawn = RegistryEvent::Changes {
             changes: vec![RegistryChange::Remove(key(1))],
             revision: RegistryRevision(4),
+            heard: now,
         };
         copy.hear(withdrawn, hold, now);
         assert_eq!((copy.snapshot.endpoints.len(), copy.revision().0), (1, 4));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::channel::mpsc::Receiver;
@@ -176,6 +176,8 @@ pub enum RegistryEvent {
         changes: Vec<RegistryChange>,
         /// The revision of the last one.
         revision: RegistryRevision,
+        /// When this process first learned, from what notified it, that there was one of them to be read.
+        heard: Instant,
     },
     /// The registry can't be reached: what was heard stays as it is, but may be stale. A snapshot follows when
     /// it is back.

@@ -32,6 +32,14 @@ impl FileReader {
     }
 }
 
+/// What it means that the file can't be read.
+fn unread(known: bool) -> &'static str {
+    match known {
+        true => "the registry file can't be read, its last good content stays",
+        false => "the registry file can't be read: nothing is known of any app until it can be",
+    }
+}
+
 /// By what a changed file is told: inode, size, and time of change in seconds and nanoseconds.
 type Stamp = (u64, u64, i64, i64);
 
@@ -74,7 +82,7 @@ async fn feed(path: PathBuf, mut to: Sender<RegistryEvent>) {
                     Some(RegistryEvent::Snapshot(snapshot))
                 }
                 Err(why) => {
-                    tracing::warn!(path = %path.display(), %why, "the registry file can't be read, its last good content stays");
+                    tracing::warn!(path = %path.display(), %why, "{}", unread(told.is_some()));
                     let first = told.is_none() && !std::mem::replace(&mut said_missing, true);
                     first.then(|| RegistryEvent::Disconnected(format!("{} can't be read: {why}", path.display())))
                 }
@@ -132,6 +140,7 @@ mod tests {
         let reader = FileReader::new(&path);
         let mut events = reader.follow();
         assert!(matches!(next(&mut events).await, RegistryEvent::Disconnected(_)));
+        assert!(unread(false).contains("nothing is known") && unread(true).contains("stays"));
 
         std::fs::write(&path, file(&[20_000])).expect("written");
         let RegistryEvent::Snapshot(snapshot) = next(&mut events).await else {

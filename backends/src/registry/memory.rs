@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::SinkExt as _;
@@ -64,6 +64,7 @@ impl State {
                 Some(RegistryEvent::Changes {
                     changes: changes.collect(),
                     revision: now,
+                    heard: Instant::now(),
                 })
             }
             _ => Some(RegistryEvent::Snapshot(self.content.clone())),

@@ -246,6 +246,16 @@ async fn what_the_registry_copy_is_worth_shows() {
     assert_eq!(metric("registry_stale_seconds").await, 0.0);
     assert_eq!(metric("registry_resync_differences_total").await, 3.0);
     assert_eq!(metric(count).await, before + 1.0);
+    // It counts from when the registry said that there was something to read, not from when it had been read.
+    let sum = "route_propagation_seconds_sum";
+    let (before, slow) = (metric(sum).await, Duration::from_secs(100));
+    let late = RegistryEvent::Changes {
+        changes: vec![put("hello", "1", "c1", app.at)],
+        revision: model::registry::RegistryRevision(10),
+        heard: Instant::now().checked_sub(slow).unwrap(),
+    };
+    gateway.tell(late, 10).await;
+    assert!(metric(sum).await - before >= slow.as_secs_f64());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -275,6 +275,10 @@ async fn the_app_sees_the_request_and_who_sent_it() {
         .send("GET / HTTP/1.1\r\nHost: hello.localhost\r\nX-Request-Id: mine-1\r\nConnection: close\r\n\r\n")
         .await;
     assert_eq!(app.last().header("x-request-id"), ["mine-1"]);
+    assert!(
+        app.last().header("traceparent").is_empty(),
+        "without a log that could show it none is made"
+    );
     gateway
         .send("GET http://hello.localhost:80/abs?x HTTP/1.1\r\nHost: other.localhost\r\nConnection: close\r\n\r\n")
         .await;

@@ -87,6 +87,7 @@ pub(crate) fn changes(revision: i64, changes: Vec<RegistryChange>) -> RegistryEv
     RegistryEvent::Changes {
         changes,
         revision: RegistryRevision(revision),
+        heard: Instant::now(),
     }
 }
 

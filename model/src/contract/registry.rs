@@ -93,7 +93,7 @@ impl Mirror {
                 self.connected = true;
                 self.content = snapshot;
             }
-            RegistryEvent::Changes { changes, revision } => {
+            RegistryEvent::Changes { changes, revision, .. } => {
                 assert!(self.connected, "changes without a snapshot before them");
                 assert!(
                     revision >= self.content.revision,

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::time::Instant;
 
 use futures::FutureExt as _;
 use futures::channel::mpsc::{SendError, Sender};
@@ -14,7 +15,8 @@ const MAX_WAITING: usize = 4_096;
 
 #[derive(Debug)]
 enum Item {
-    Changes(Vec<RegistryChange>),
+    /// And when the first of them was heard of.
+    Changes(Vec<RegistryChange>, Instant),
     /// The picture as it is when it is sent.
     Snapshot,
     Disconnected(String),
@@ -41,19 +43,19 @@ impl Outbox {
         }
     }
 
-    /// `changes`, which are in the picture already; with them everything up to `revision` is.
-    pub(super) fn changes(&mut self, mut changes: Vec<RegistryChange>, revision: RegistryRevision) {
+    /// `changes`, heard of at `heard`, which are in the picture already; with them everything up to `revision` is.
+    pub(super) fn changes(&mut self, mut changes: Vec<RegistryChange>, revision: RegistryRevision, heard: Instant) {
         if changes.is_empty() && revision == self.revision {
             return;
         }
         self.revision = revision;
         match self.waiting.back_mut() {
             Some(Item::Snapshot) => return,
-            Some(Item::Changes(waiting)) => waiting.append(&mut changes),
-            _ => self.waiting.push_back(Item::Changes(changes)),
+            Some(Item::Changes(waiting, _)) => waiting.append(&mut changes),
+            _ => self.waiting.push_back(Item::Changes(changes, heard)),
         }
-        if let Some(last @ Item::Changes(_)) = self.waiting.back_mut()
-            && matches!(last, Item::Changes(waiting) if waiting.len() > MAX_WAITING)
+        if let Some(last @ Item::Changes(..)) = self.waiting.back_mut()
+            && matches!(last, Item::Changes(waiting, _) if waiting.len() > MAX_WAITING)
         {
             *last = Item::Snapshot;
         }
@@ -96,9 +98,10 @@ impl Outbox {
             }
             let event = match self.waiting.pop_front() {
                 None => return,
-                Some(Item::Changes(changes)) => RegistryEvent::Changes {
+                Some(Item::Changes(changes, heard)) => RegistryEvent::Changes {
                     changes,
                     revision: self.revision,
+                    heard,
                 },
                 Some(Item::Snapshot) => RegistryEvent::Snapshot(view.snapshot(self.revision)),
                 Some(Item::Disconnected(why)) => RegistryEvent::Disconnected(why),
@@ -134,8 +137,8 @@ mod tests {
         let (mut outbox, view) = (Outbox::new(to), View::default());
         outbox.snapshot(RegistryRevision(1));
         outbox.flush(&view);
-        outbox.changes(vec![put(1)], RegistryRevision(2));
-        outbox.changes(vec![], RegistryRevision(2));
+        outbox.changes(vec![put(1)], RegistryRevision(2), Instant::now());
+        outbox.changes(vec![], RegistryRevision(2), Instant::now());
         outbox.disconnected("gone".into());
         outbox.disconnected("still gone".into());
         outbox.flush(&view);
@@ -151,16 +154,40 @@ mod tests {
     }
 
     #[test]
+    fn registry_outbox_tells_when_the_first_change_was_heard_of() {
+        let (to, mut events) = mpsc::channel(0);
+        let (mut outbox, view) = (Outbox::new(to), View::default());
+        outbox.snapshot(RegistryRevision(1));
+        outbox.flush(&view);
+        let first = Instant::now();
+        let later = first + std::time::Duration::from_secs(1);
+        outbox.changes(vec![put(1)], RegistryRevision(2), first);
+        outbox.changes(vec![put(2)], RegistryRevision(3), later);
+        assert_eq!(heard(&mut events), Some("snapshot"));
+        outbox.flush(&view);
+        match events.try_recv().expect("an event") {
+            RegistryEvent::Changes { changes, heard, .. } => assert_eq!((changes.len(), heard), (2, first)),
+            other => panic!("{other:?}"),
+        }
+        outbox.changes(vec![put(3)], RegistryRevision(4), later);
+        outbox.flush(&view);
+        match events.try_recv().expect("an event") {
+            RegistryEvent::Changes { heard, .. } => assert_eq!(heard, later),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn registry_outbox_turns_a_backlog_into_a_snapshot() {
         let (to, mut events) = mpsc::channel(0);
         let (mut outbox, view) = (Outbox::new(to), View::default());
         outbox.snapshot(RegistryRevision(1));
         outbox.flush(&view);
         for i in 0..=u16::try_from(MAX_WAITING).expect("small") {
-            outbox.changes(vec![put(i)], RegistryRevision(i64::from(i) + 2));
+            outbox.changes(vec![put(i)], RegistryRevision(i64::from(i) + 2), Instant::now());
             outbox.flush(&view);
         }
-        outbox.changes(vec![put(0)], RegistryRevision(9_999));
+        outbox.changes(vec![put(0)], RegistryRevision(9_999), Instant::now());
         assert_eq!(outbox.waiting.len(), 1);
         assert_eq!(heard(&mut events), Some("snapshot"));
         outbox.flush(&view);

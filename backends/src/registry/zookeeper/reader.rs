@@ -147,7 +147,7 @@ async fn follow(shared: Arc<Shared>, to: Sender<RegistryEvent>) {
             Err(error) => Err(error),
         };
         let Err(error) = result else { return };
-        tracing::warn!(servers = %shared.address.servers, %error, "the registry can't be reached, what is known stays");
+        tracing::warn!(servers = %shared.address.servers, %error, "the registry can't be reached, trying again");
         outbox.disconnected(format!("ZooKeeper at {}: {error}", shared.address.servers));
         let end = tokio::time::Instant::now() + pause.mul_f64(rand::rng().random_range(0.5..1.0));
         pause = (pause * 2).min(BACKOFF.1);

@@ -3,7 +3,7 @@
 //! See the [module](super) for why it works in rounds.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use model::AppId;
@@ -92,6 +92,8 @@ pub(super) struct Session<'a> {
     later: Vec<Leaf>,
     /// Whether an event came since the last round began.
     stirred: bool,
+    /// When the first event came of which the follower was not told yet.
+    heard: Option<Instant>,
     /// Everything up to it is in the view.
     revision: RegistryRevision,
 }
@@ -123,6 +125,7 @@ impl<'a> Session<'a> {
             dirty: BTreeSet::new(),
             later: Vec::new(),
             stirred: false,
+            heard: None,
             revision: RegistryRevision::default(),
         })
     }
@@ -130,6 +133,7 @@ impl<'a> Session<'a> {
     /// Tells the follower a snapshot and then every change, until nobody listens (`Ok`) or something goes wrong.
     pub(super) async fn follow(mut self, follower: &mut Follower<'_>) -> Result<(), Error> {
         let (view, _) = self.snapshot(follower.view).await?;
+        self.heard = None;
         *follower.view = view;
         follower.outbox.snapshot(self.revision);
         let mut resync = tokio::time::Instant::now() + self.until_resync();
@@ -166,7 +170,12 @@ impl<'a> Session<'a> {
                     changes.extend(follower.view.set(leaf, data.as_deref(), self.noise));
                 }
                 sort(&mut changes);
-                follower.outbox.changes(changes, self.revision);
+                let heard = self.heard.unwrap_or_else(Instant::now);
+                // Whatever was held back is as old.
+                if !self.stirred {
+                    self.heard = None;
+                }
+                follower.outbox.changes(changes, self.revision, heard);
             }
         }
     }
@@ -181,18 +190,23 @@ impl<'a> Session<'a> {
             return Err(Error::ConnectionLoss);
         }
         if event.path == self.tree.revision {
-            self.stirred = true;
+            self.stir();
             return Ok(());
         }
         match self.tree.parse(&event.path) {
             Some(Ok(leaf)) => {
-                self.stirred = true;
+                self.stir();
                 self.dirty.insert(leaf);
             }
             Some(Err(why)) => self.noise.unreadable(&event.path, &why.to_string()),
             None => {}
         }
         Ok(())
+    }
+
+    fn stir(&mut self) {
+        self.stirred = true;
+        self.heard.get_or_insert_with(Instant::now);
     }
 
     fn absorb_waiting(&mut self) -> Result<(), Error> {
@@ -270,6 +284,7 @@ impl<'a> Session<'a> {
         timed(self.options.call_timeout, self.client.sync("/")).await?;
         let (view, changing) = self.snapshot(follower.view).await?;
         (follower.differed)(follower.view.differences(&view, &changing));
+        self.heard = None;
         *follower.view = view;
         follower.outbox.snapshot(self.revision);
         Ok(())
