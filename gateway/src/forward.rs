@@ -24,12 +24,13 @@ use crate::flight::{Flight, LogFields};
 use crate::headers::{self, Rules};
 use crate::outcome;
 use crate::pool::Sender;
+use crate::prefix;
 use crate::rate::Asking;
 use crate::reach;
 use crate::redirect;
 use crate::retry;
 use crate::route::{self, Target};
-use crate::table::App;
+use crate::table::{App, By};
 use crate::trace;
 use crate::upgrade::{Side, Tunnel};
 use crate::upstream::{self, Call, How, Outcome, Sent};
@@ -268,6 +269,9 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
         log.traceparent = trace::parent(&mut parts.headers, log.request_id.as_ref());
     }
     rules.apply(&mut parts.headers, &exchange.client);
+    if settings.config.strip_prefix {
+        prefix::strip(&worker, &rules.host, parts);
+    }
     if has_body {
         exchange.arrival.patient.set(*shape == Shape::Grpc);
         flight.body = Some(BodyState::new(body, settings.max_body, exchange));
@@ -297,14 +301,14 @@ fn app_of(worker: &Worker, client: &Client, host: &HeaderValue, uri: &Uri, ask: 
             ask.version = Some(version.into());
         }
         let found = table.find(target, own, uri.path());
-        let (app, whole) = found.ok_or_else(|| match worker.shared.is_loaded() {
+        let (app, by) = found.ok_or_else(|| match worker.shared.is_loaded() {
             true => Reason::UnknownApp,
             false => Reason::NotReady,
         })?;
         if client.shown.get().is_some_and(|shown| !shown.is(name)) {
             return Err(Reason::Misdirected);
         }
-        if whole && ask.version.is_none() {
+        if by == By::Host && ask.version.is_none() {
             client.last.remember(host.as_bytes(), app, table.made);
         }
         Ok(Arc::clone(app))

@@ -8,7 +8,8 @@
 //!    HTTP/2 connections are served by [`http2`], each of their streams by [`http2_stream`]; [`http2_guard`] ends floods.
 //!    [`client`] is who asks, [`exchange`] how far the current request has come.
 //! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
-//! 4. [`headers`] makes the request's headers safe to send on.
+//! 4. [`headers`] makes the request's headers safe to send on; [`prefix`] takes off the path by which the app was found, if it
+//!    wants that.
 //! 5. [`table`] picks an endpoint that [`eject`] does not leave out, unless [`reach`] knows that there is no way to any; [`upstream`]
 //!    asks it once: [`pool`] or [`h2c`] has a connection to it, or one is made on a [`line`].
 //! 6. [`body`] streams both ways, counting; [`retry`] says what may be sent again when an endpoint fails.
@@ -53,6 +54,7 @@ mod line;
 mod metrics;
 mod outcome;
 mod pool;
+mod prefix;
 mod proxy_protocol;
 mod rate;
 mod reach;

@@ -174,6 +174,17 @@ impl App {
     }
 }
 
+/// What of a request named its app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum By<'a> {
+    /// The host, whatever the path.
+    Host,
+    /// This path of the host, which is the request's or above it.
+    Path(&'a str),
+    /// The host; another path may be another app's.
+    Rest,
+}
+
 type Shard = HashMap<Box<str>, Arc<App>, RandomState>;
 
 /// Number of shards: at 100,000 apps a change copies some 50 entries.
@@ -227,30 +238,30 @@ fn shard_of(key: &str) -> usize {
 }
 
 impl Table {
-    /// The app that a host and a path name, at a gateway for the domain `own`; `true`: whatever the path. What no app has of a host by
+    /// The app that a host and a path name, at a gateway for the domain `own`, and what did it. What no app has of a host by
     /// path is the app's that has the host, and a host that no app has by itself may fall under a wildcard.
     #[inline]
-    pub(crate) fn find(&self, target: Target<'_>, own: &str, path: &str) -> Option<(&Arc<App>, bool)> {
+    pub(crate) fn find(&self, target: Target<'_>, own: &str, path: &str) -> Option<(&Arc<App>, By<'_>)> {
         let name = match target {
-            Target::App(app) | Target::Version { app, .. } => return Some((self.get(app)?, true)),
+            Target::App(app) | Target::Version { app, .. } => return Some((self.get(app)?, By::Host)),
             Target::Domain(name) if name.contains('.') => name,
             Target::Domain(_) => return None,
         };
-        let mut whole = true;
+        let mut by = By::Host;
         if !self.paths.is_empty()
             && let Some(paths) = self.paths.get(name)
         {
             if let Some(below) = paths.iter().find(|below| route::is_below(path, &below.path)) {
-                return Some((&below.app, false));
+                return Some((&below.app, By::Path(&below.path)));
             }
-            whole = false;
+            by = By::Rest;
         }
         let exact = self.get(name);
         let app = match exact {
             None if self.wildcards > 0 => self.get(route::wildcard(name, own)?),
             exact => exact,
         };
-        Some((app?, whole))
+        Some((app?, by))
     }
 
     /// The app under that name or domain.
@@ -368,8 +379,11 @@ mod tests {
         let apps = [app(), app(), app(), app()];
         let put = |key: &str, i: usize| -> (Box<str>, Option<Arc<App>>) { (key.into(), Some(Arc::clone(&apps[i]))) };
         let found = |table: &Table, name: &str, path: &str| {
-            let (app, whole) = table.find(route::target(name, "apps.test"), "apps.test", path)?;
-            Some((apps.iter().position(|a| Arc::ptr_eq(a, app))?, whole))
+            let (app, by) = table.find(route::target(name, "apps.test"), "apps.test", path)?;
+            if let By::Path(prefix) = by {
+                assert!(route::is_below(path, prefix));
+            }
+            Some((apps.iter().position(|a| Arc::ptr_eq(a, app))?, by == By::Host))
         };
         let table = Table::default().with([put("a.b/api", 1), put("a.b/api/v2", 2), put("c.b", 0), put(".b.c", 3)]);
         let table = table.with([put("a.b", 0), put("a.b/api", 1), put("x.b.c/api", 1)]);

@@ -125,14 +125,15 @@ pub(crate) fn render(snapshot: &RegistrySnapshot, config: &Config, preamble: &st
     text.push_str(preamble.trim_end());
     text.push_str("\n\n");
     let wildcards = hosts.keys().any(|host| host.starts_with("*."));
-    front(&mut text, config, &map_path, wildcards, &paths(&apps, config));
+    let paths = paths(&apps, config);
+    front(&mut text, config, &map_path, wildcards, &paths);
     for app in apps.values() {
         match app.config.protocol {
             Protocol::Tcp => {}
             Protocol::Http | Protocol::H2c => {
-                http_backend(&mut text, app, None, config);
+                http_backend(&mut text, app, None, &paths, config);
                 for version in several(app) {
-                    http_backend(&mut text, app, Some(&version), config);
+                    http_backend(&mut text, app, Some(&version), &[], config);
                 }
             }
         }
@@ -289,8 +290,42 @@ backend {NOBODY}
     );
 }
 
+/// Takes off the path by which a request came, for an app that does not want to know of it. `paths`: of all apps, in the order in which
+/// the front looks at them.
+fn strip(text: &mut String, app: &App<'_>, paths: &[(String, String, String)]) {
+    let backend = format!("app:{}", app.id);
+    let own: Vec<_> = paths.iter().filter(|(.., to)| *to == backend).collect();
+    let Some(mut rest) = app.config.strip_prefix.then_some(BTreeSet::new()) else {
+        return;
+    };
+    let none = "!{ var(txn.caas_prefix) -m found }";
+    for (host, path, _) in &own {
+        let on = format!(
+            "http-request set-var(txn.caas_prefix) str({path}) if {none} {{ req.hdr(host),host_only -i {host} }}"
+        );
+        let _ = write!(text, "    {on} {{ path {path} }}\n    {on} {{ path_beg {path}/ }}\n");
+    }
+    text.push_str("    http-request del-header X-Forwarded-Prefix\n");
+    for (_, path, _) in &own {
+        if rest.insert(path) {
+            let pattern = path.replace('.', "[.]");
+            let on = format!("if {{ var(txn.caas_prefix) -m str {path} }}");
+            let _ = write!(
+                text,
+                "    http-request set-header X-Forwarded-Prefix {path} {on}\n    http-request replace-path ^{pattern}/?(.*) /\\1 {on}\n"
+            );
+        }
+    }
+}
+
 /// `version`: only endpoints of this one.
-fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config: &Config) {
+fn http_backend(
+    text: &mut String,
+    app: &App<'_>,
+    version: Option<&str>,
+    paths: &[(String, String, String)],
+    config: &Config,
+) {
     let id = app.id;
     let _ = match version {
         Some(version) => writeln!(text, "backend app:{id}:{version}"),
@@ -302,6 +337,7 @@ fn http_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config:
     if settings.redirect_https {
         text.push_str("    http-request redirect scheme https code 308 unless { ssl_fc }\n");
     }
+    strip(text, app, paths);
     for network in &settings.limits.deny {
         let _ = writeln!(text, "    http-request deny deny_status 403 if {{ src {network} }}");
     }

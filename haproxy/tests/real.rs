@@ -60,7 +60,7 @@ async fn free_port() -> u16 {
     }
 }
 
-/// Answers each HTTP request by its name, until it is aborted.
+/// Answers each HTTP request by its name and what follows the slash, until it is aborted.
 async fn instance(name: &'static str) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let at = listener.local_addr().expect("bound");
@@ -76,8 +76,11 @@ async fn instance(name: &'static str) -> (SocketAddr, JoinHandle<()>) {
                             .to_ascii_lowercase()
                             .windows(17)
                             .any(|w| w == b"connection: close");
+                        let head = String::from_utf8_lossy(&got[..end]).into_owned();
                         got.drain(..end + 4);
-                        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{name}", name.len());
+                        let path = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+                        let length = name.len() + path.len();
+                        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{name}{path}");
                         if stream.write_all(answer.as_bytes()).await.is_err() || last {
                             return;
                         }
@@ -265,6 +268,7 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
     };
     let wild = AppConfig {
         domains: vec!["*.example.com".into(), "shop.example.com/api".into()],
+        strip_prefix: true,
         ..AppConfig::default()
     };
     let revision = world
@@ -292,10 +296,10 @@ async fn haproxy_follows_the_registry_without_a_failed_request() {
     assert_eq!(heard("Any.Example.com:80").await, (200, "one".into()));
     for (path, app) in [
         ("/api", "one"),
-        ("/api/x?y", "one"),
-        ("/apix", "three"),
-        ("//api", "three"),
-        ("/API", "three"),
+        ("/api/x?y", "onex?y"),
+        ("/apix", "threeapix"),
+        ("//api", "threeapi"),
+        ("/API", "threeAPI"),
     ] {
         let answer = get_at(http, "Shop.example.com:80", path).await.expect("an answer");
         assert_eq!(answer, (200, app.into()), "{path}");

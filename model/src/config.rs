@@ -22,6 +22,9 @@ pub struct AppConfig {
     /// Custom domains (CNAMEs) beside `{appId}.{gateway-domain}`, lower case; `*.example.com` stands for every name of one label more that
     /// no app has by itself, `shop.example.com/api` for the path `/api` there and all below it.
     pub domains: Vec<String>,
+    /// The app does not see the paths of its domains: a request at `shop.example.com/api/x` reaches it as `/x`, with
+    /// `X-Forwarded-Prefix: /api`. Default false: as it came.
+    pub strip_prefix: bool,
     /// What the app speaks; of its instances each what its release was deployed with, see [`Protocol::of_instance`].
     pub protocol: Protocol,
     /// Versions whose instances speak another HTTP than `protocol`. Written by registry-sync at publication, and nobody's to set:
@@ -64,6 +67,7 @@ impl Default for AppConfig {
     fn default() -> Self {
         Self {
             domains: Vec::new(),
+            strip_prefix: false,
             protocol: Protocol::default(),
             protocols: BTreeMap::new(),
             drain_s: None,
@@ -498,7 +502,7 @@ mod tests {
             r#"{"hash":{"cookie":"Session"}}"#,
             r#"{"hash":"client_address","weights":{"1":95,"2":5},"sticky":"version"}"#,
             r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2","passthrough":true}}"#,
-            r#"{"protocol":"h2c","redirect_https":true}"#,
+            r#"{"protocol":"h2c","redirect_https":true,"strip_prefix":true}"#,
         ] {
             assert_eq!(fields(good), Vec::<String>::new(), "{good}");
         }

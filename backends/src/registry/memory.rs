@@ -242,7 +242,7 @@ mod tests {
                         break;
                     }
                 }
-                RegistryEvent::Changes { changes, revision } => {
+                RegistryEvent::Changes { changes, revision, .. } => {
                     assert!(changes.len() <= LOG_LIMIT);
                     if revision.0 == 5_000 {
                         break;

@@ -58,6 +58,9 @@ pub(crate) struct DeployArgs {
     /// Custom domain beside {app}.{gateway-domain}; all of them are given anew (repeatable)
     #[arg(long, value_name = "DOMAIN")]
     domain: Vec<String>,
+    /// The paths of its domains are taken off before the app is asked
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    strip_prefix: Option<bool>,
     /// What the app speaks: http, h2c (gRPC) or tcp [default at first: http]
     #[arg(long, value_name = "PROTOCOL", value_parser = parse::protocol)]
     protocol: Option<Protocol>,
@@ -246,13 +249,16 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         ("passthrough", args.tls_passthrough.map(|on| json!(on))),
     ];
     let names_tcp = args.tcp_port.is_some() || args.tls_passthrough == Some(true);
-    let configures = !args.domain.is_empty() || tcp.iter().any(|(_, v)| v.is_some());
+    let configures = !args.domain.is_empty() || args.strip_prefix.is_some() || tcp.iter().any(|(_, v)| v.is_some());
     if configures && args.canary.is_some() {
-        let why = "a canary shares the app's configuration: leave --domain, --tcp-port and --tls-passthrough out";
+        let why = "a canary shares the app's configuration: leave --domain, --strip-prefix, --tcp-port and --tls-passthrough out";
         return Err(Failure::usage(why));
     }
     if !args.domain.is_empty() {
         config.insert("domains".into(), json!(args.domain));
+    }
+    if let Some(strip) = args.strip_prefix {
+        config.insert("strip_prefix".into(), json!(strip));
     }
     // Who names the port says what is spoken there.
     if let Some(protocol) = args.protocol.or(names_tcp.then_some(Protocol::Tcp)) {
@@ -402,6 +408,7 @@ mod tests {
             memory: Some(512),
             health: Some(Health::Path("/up".into())),
             domain: vec!["a.example".into()],
+            strip_prefix: Some(true),
             label: vec![("disk".into(), "ssd".into())],
             ..hello()
         };
@@ -413,7 +420,7 @@ mod tests {
                     "port": 3000, "memory_mb": 512, "health": {"kind": "http", "path": "/up"},
                     "placement": {"labels": {"disk": "ssd"}}
                 },
-                "config": {"domains": ["a.example"]}
+                "config": {"domains": ["a.example"], "strip_prefix": true}
             })
         );
     }

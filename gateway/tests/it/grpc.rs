@@ -315,6 +315,28 @@ async fn what_the_gateway_says_itself_is_a_status() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_below_a_path() {
+    let (at, _) = server().await;
+    let mut app = h2c();
+    app.domains = vec!["shop.test/api".to_owned()];
+    app.strip_prefix = true;
+    let gateway = Gateway::with(config(), &[("grpc", "1", "c0", at)], &[("grpc", app)]).await;
+    let mut client = client(&gateway, "shop.test").await;
+    let below = path("/api/t.Test/Unary");
+    let answer = client.unary(Request::new("abc".to_owned()), below, Text).await.unwrap();
+    assert_eq!(answer.get_ref(), "ABC");
+    client.ready().await.unwrap();
+    let beside = client
+        .unary(Request::new("abc".to_owned()), path("/t.Test/Unary"), Text)
+        .await;
+    assert_eq!(
+        beside.unwrap_err().code(),
+        Code::Unimplemented,
+        "nobody has the rest of the host"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_dies_within_a_stream_never_ends_it_cleanly() {
     let (at, _) = upstream(|stream, _| async move {
         let Ok(mut connection) = h2::server::handshake(stream).await else {

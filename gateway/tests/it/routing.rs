@@ -169,6 +169,81 @@ async fn apps_share_a_host_by_paths_as_they_came() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn paths_are_taken_off_where_the_app_wants_it() {
+    let app = Recorder::start("app").await;
+    let stripped = AppConfig {
+        domains: ["a.test/api", "a.test/api/v2", "b.test"].map(str::to_owned).into(),
+        strip_prefix: true,
+        ..AppConfig::default()
+    };
+    let entries = [
+        ("hello", "1", "c0", app.at),
+        ("ws", "1", "c1", crate::tunnels::echo().await),
+    ];
+    let socket = AppConfig {
+        domains: vec!["a.test/ws".to_owned()],
+        ..stripped.clone()
+    };
+    let trusting = gateway::Config {
+        trusted_proxies: vec!["127.0.0.2/32".parse().unwrap()],
+        ..config()
+    };
+    let gateway = Gateway::with(trusting, &entries, &[("hello", stripped), ("ws", socket)]).await;
+    let forged = "X-Forwarded-Prefix: /forged\r\nX_Forwarded_Prefix: /forged\r\n";
+    for (host, target, path, prefix) in [
+        ("a.test", "/api", "/", "/api"),
+        ("a.test", "/api/", "/", "/api"),
+        ("a.test", "/api?a=/b", "/?a=/b", "/api"),
+        ("A.test:80", "/api/x/y?z", "/x/y?z", "/api"),
+        ("a.test", "/api/v2", "/", "/api/v2"),
+        ("a.test", "/api/v2x", "/v2x", "/api"),
+        ("a.test", "/api/v2/api/v2", "/api/v2", "/api/v2"),
+        ("a.test", "/api//x", "//x", "/api"),
+        ("a.test", "/api/%2e%2e/a%20b;p", "/%2e%2e/a%20b;p", "/api"),
+        ("a.test", "http://a.test/api/x", "/x", "/api"),
+        ("b.test", "/api/x", "/api/x", ""),
+        ("hello.localhost", "/api/x", "/api/x", ""),
+    ] {
+        let ask = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{forged}Connection: close\r\n\r\n");
+        assert_eq!(gateway.send(&ask).await.status, 200, "{target}");
+        assert_eq!(app.last().line(), format!("GET {path} HTTP/1.1"), "{host}{target}");
+        assert_eq!(
+            app.last().header("x-forwarded-prefix").concat(),
+            prefix,
+            "{host}{target}"
+        );
+        assert!(app.last().header("x_forwarded_prefix").is_empty());
+    }
+    // On one connection, which remembers apps that it found by their host alone.
+    let mut client = crate::http2_support::Client::open(gateway.http).await;
+    for (host, target, path) in [
+        ("b.test", "/api", "/api"),
+        ("a.test", "/api/y", "/y"),
+        ("b.test", "/api", "/api"),
+    ] {
+        assert_eq!(client.get(host, target).await.status(), 200);
+        assert_eq!(app.last().line(), format!("GET {path} HTTP/1.1"), "{host}{target}");
+    }
+    // A WebSocket is found and goes on like any request.
+    let mut socket = tokio::net::TcpStream::connect(gateway.http).await.unwrap();
+    let ask = crate::tunnels::ASK.replace("hello.localhost", "a.test");
+    tokio::io::AsyncWriteExt::write_all(&mut socket, ask.as_bytes())
+        .await
+        .unwrap();
+    assert!(read_until(&mut socket, "glued").await.starts_with("HTTP/1.1 101"));
+    // What a trusted proxy has taken off before stands in front of what is taken off here.
+    let from = tokio::net::TcpSocket::new_v4().unwrap();
+    from.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let mut proxy = from.connect(gateway.http).await.unwrap();
+    let ask = "GET /api/x HTTP/1.1\r\nHost: a.test\r\nX-Forwarded-Prefix: /outer\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut proxy, ask.as_bytes())
+        .await
+        .unwrap();
+    read_until(&mut proxy, "\r\n\r\napp").await;
+    assert_eq!(app.last().header("x-forwarded-prefix"), ["/outer", "/api"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hosts_find_their_apps() {
     let (one, two, shop) = (
         Recorder::start("one").await,

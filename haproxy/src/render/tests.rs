@@ -252,6 +252,50 @@ fn paths_of_a_host_lead_to_their_apps() {
         ]
     );
     assert!(!r.map.contains('/'), "{}", r.map);
+    assert!(!r.text.contains("replace-path"), "paths stay as they are");
+
+    let stripped = [
+        (
+            "api",
+            r#"{"strip_prefix":true,"domains":["a.example.com/api","b.example.com/api","a.example.com/api/v1.2"]}"#,
+        ),
+        ("zoo", r#"{"strip_prefix":true,"domains":["a.example.com/api"]}"#),
+    ];
+    let r = rendered(&entries, &stripped);
+    let begin = r.text.find("\nbackend app:api\n").expect("the app's");
+    let backend = &r.text[begin + 1..];
+    let backend = &backend[..backend.find("\n\n").unwrap_or(backend.len())];
+    let rules: Vec<&str> = backend
+        .lines()
+        .map(str::trim)
+        .filter(|l| l.contains("prefix"))
+        .collect();
+    let on = |host: &str, path: &str, how: &str| {
+        format!(
+            "http-request set-var(txn.caas_prefix) str({path}) if !{{ var(txn.caas_prefix) -m found }} \
+             {{ req.hdr(host),host_only -i {host} }} {{ {how} }}"
+        )
+    };
+    assert_eq!(
+        rules,
+        [
+            on("a.example.com", "/api/v1.2", "path /api/v1.2"),
+            on("a.example.com", "/api/v1.2", "path_beg /api/v1.2/"),
+            on("a.example.com", "/api", "path /api"),
+            on("a.example.com", "/api", "path_beg /api/"),
+            on("b.example.com", "/api", "path /api"),
+            on("b.example.com", "/api", "path_beg /api/"),
+            "http-request set-header X-Forwarded-Prefix /api/v1.2 if { var(txn.caas_prefix) -m str /api/v1.2 }".into(),
+            "http-request replace-path ^/api/v1[.]2/?(.*) /\\1 if { var(txn.caas_prefix) -m str /api/v1.2 }".into(),
+            "http-request set-header X-Forwarded-Prefix /api if { var(txn.caas_prefix) -m str /api }".into(),
+            "http-request replace-path ^/api/?(.*) /\\1 if { var(txn.caas_prefix) -m str /api }".into(),
+        ]
+    );
+    assert_eq!(
+        r.text.matches("set-header X-Forwarded-Prefix").count(),
+        2,
+        "the first app has it"
+    );
 }
 
 #[test]

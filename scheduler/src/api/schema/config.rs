@@ -9,6 +9,8 @@ use utoipa::ToSchema;
 pub(in crate::api) struct AppConfig {
     /// Custom domains, lower case.
     domains: Option<Vec<String>>,
+    /// The paths of its domains are taken off before the app is asked.
+    strip_prefix: Option<bool>,
     protocol: Option<Protocol>,
     tcp: Option<Tcp>,
     /// Plain HTTP requests are redirected to HTTPS (308).
