@@ -41,6 +41,8 @@ struct Whole {
     ended: bool,
     /// What came behind it.
     behind: Vec<u8>,
+    /// Bytes that came behind the head.
+    after: usize,
 }
 
 /// Reads what comes in these pieces, as [`super::Http1`] and [`super::Arriving`] do, to the end of the connection.
@@ -66,8 +68,10 @@ fn read<'a>(mut pieces: impl Iterator<Item = &'a [u8]>, head_only: bool, bounds:
         return Outcome { interim, answer: None };
     };
     let mut decoder = Decoder::new(head.extent);
+    let mut after = 0;
     let (mut body, mut behind, mut trailers, mut broken) = (Vec::new(), Vec::new(), None, false);
     for piece in std::iter::once(rest).chain(pieces.map(Bytes::copy_from_slice)) {
+        after += piece.len();
         let mut bytes = piece;
         while !broken && !bytes.is_empty() && !decoder.is_done() {
             let before = bytes.len();
@@ -96,8 +100,32 @@ fn read<'a>(mut pieces: impl Iterator<Item = &'a [u8]>, head_only: bool, bounds:
         trailers,
         ended,
         behind,
+        after,
     });
     Outcome { interim, answer }
+}
+
+/// The body of a chunked message that is sound, and what stands behind it, read in the plainest way.
+fn plainly(mut text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let find = |text: &[u8], what: &[u8]| text.windows(what.len()).position(|w| w == what);
+    let mut body = Vec::new();
+    loop {
+        let line =
+            std::str::from_utf8(&text[..find(text, b";").unwrap_or(text.len()).min(find(text, b"\r\n")?)]).ok()?;
+        let size = u64::from_str_radix(line.trim_end_matches([' ', '\t']), 16).ok()?;
+        text = &text[find(text, b"\r\n")? + 2..];
+        if size == 0 {
+            break;
+        }
+        let (data, rest) = text.split_at_checked(usize::try_from(size).ok()?)?;
+        body.extend_from_slice(data);
+        text = rest.strip_prefix(b"\r\n")?;
+    }
+    let rest = match text.strip_prefix(b"\r\n") {
+        Some(rest) => rest,
+        None => &text[find(text, b"\r\n\r\n")? + 4..],
+    };
+    Some((body, rest))
 }
 
 /// Cuts `text` into pieces of sizes that `cuts` decides.
@@ -148,6 +176,10 @@ pub(crate) fn answer(data: &[u8]) {
             whole.ended && whole.behind.is_empty() && text.ends_with(&bytes),
             "bytes were lost"
         ),
-        Extent::Chunked => assert!(whole.body.len() < text.len() && text.ends_with(&whole.behind)),
+        Extent::Chunked if whole.ended => {
+            let plain = plainly(&text[text.len() - whole.after..]);
+            assert_eq!(plain, Some((whole.body, &whole.behind[..])), "read in the plainest way");
+        }
+        Extent::Chunked => assert!(whole.body.len() <= whole.after && whole.behind.is_empty()),
     }
 }
