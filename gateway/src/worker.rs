@@ -17,7 +17,7 @@ use crate::answer::Reason;
 use crate::door::Door;
 use crate::exchange::{Limits, Pace};
 use crate::h2c;
-use crate::http1::{self, Http1};
+use crate::http1::{self, Http1, Landing};
 use crate::http2;
 use crate::idle::Idle;
 use crate::metrics::{SAMPLED, WorkerStats};
@@ -46,6 +46,8 @@ pub(crate) struct Worker {
     /// Empty maps with room for fields.
     spares: RefCell<Vec<HeaderMap>>,
     pub(crate) scratch: RefCell<Box<[u8]>>,
+    /// Where the beginnings of answers arrive.
+    pub(crate) landing: RefCell<Landing>,
     pub(crate) front: hyper::server::conn::http1::Builder,
     pub(crate) http2: h2::server::Builder,
     pub(crate) back: hyper::client::conn::http2::Builder<h2c::Local>,
@@ -101,6 +103,7 @@ impl Worker {
             streams: h2c::Shared::default(),
             spares: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into()),
+            landing: RefCell::default(),
             front,
             http2: http2::builder(config),
             back: h2c::builder(config.buffer_bytes),

@@ -3,9 +3,9 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body::{Frame, SizeHint};
 use tokio::net::tcp::OwnedReadHalf;
 use tokio::task::JoinHandle;
@@ -13,6 +13,7 @@ use tokio_util::io::poll_read_buf;
 
 use super::Http1;
 use super::decode::Decoder;
+use super::landing::{LONG, SPACE, make_room};
 use crate::body::AnswerCut;
 
 /// Bytes that are read at once at first, doubled while as many come.
@@ -61,12 +62,14 @@ impl Arriving {
     }
 
     fn new(wire: Wire, decoder: Decoder, rest: Bytes) -> Self {
+        // Where much came along with the head, much is to come.
+        let size = if rest.len() >= LONG { 2 * SPACE } else { READ };
         Self {
             wire,
             decoder,
             rest,
             buffer: BytesMut::new(),
-            size: READ,
+            size,
             cut: false,
         }
     }
@@ -115,11 +118,17 @@ impl Arriving {
             // One byte more than there should be: a full buffer would say that there may be more, and cost another look.
             let size = self.size.min(room);
             let most = most.map_or(size, |left| left.saturating_add(1).min(size));
-            self.buffer.reserve(most);
+            make_room(&mut self.buffer, most);
+            let mut buffer = (&mut self.buffer).limit(most);
             let read = match &mut self.wire {
-                Wire::Whole { http1, .. } => ready!(poll_read_buf(Pin::new(&mut http1.stream), cx, &mut self.buffer)),
-                Wire::Half { read, .. } => ready!(poll_read_buf(Pin::new(read), cx, &mut self.buffer)),
+                Wire::Whole { http1, .. } => poll_read_buf(Pin::new(&mut http1.stream), cx, &mut buffer),
+                Wire::Half { read, .. } => poll_read_buf(Pin::new(read), cx, &mut buffer),
                 Wire::Gone => return self.cut(cx),
+            };
+            let Poll::Ready(read) = read else {
+                // Who waits holds nothing.
+                self.buffer = BytesMut::new();
+                return Poll::Pending;
             };
             match read {
                 Ok(n @ 1..) => {

@@ -52,7 +52,7 @@ fn read<'a>(mut pieces: impl Iterator<Item = &'a [u8]>, head_only: bool, bounds:
     let mut answer = None;
     while answer.is_none() {
         let Some(piece) = pieces.next() else { break };
-        let read = match reading.come(piece, bounds) {
+        let read = match reading.come(Bytes::copy_from_slice(piece), bounds) {
             Some(bytes) => {
                 let hear = |status, fields| interim.push((status, fields));
                 reading.read(&bytes, bounds, HeaderMap::new, hear, &mut answer)

@@ -6,13 +6,13 @@ mod decode;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod head;
+mod landing;
 mod reading;
 mod sending;
 
 use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -22,12 +22,13 @@ use http::request::Parts;
 use http::{Method, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use socket2::SockRef;
-use tokio::io::{AsyncRead as _, Interest, ReadBuf};
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 pub(crate) use arriving::{Arriving, READ};
 use decode::Decoder;
 use head::{Extent, Head, Malformed};
+pub(crate) use landing::Landing;
 pub(crate) use reading::Bounds;
 use reading::Reading;
 use sending::Sending;
@@ -113,14 +114,12 @@ impl Http1 {
         }
         loop {
             let bytes = {
-                let mut scratch = worker.scratch.borrow_mut();
-                let mut buffer = ReadBuf::new(&mut scratch);
-                let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
-                let came = buffer.filled();
-                if read.is_err() || came.is_empty() {
+                let mut landing = worker.landing.borrow_mut();
+                let came = ready!(landing.poll_read(cx, &mut self.stream));
+                if !matches!(came, Ok(1..)) {
                     return Poll::Ready(Err(self.lost()));
                 }
-                let Some(bytes) = self.reading.come(came, &worker.bounds) else {
+                let Some(bytes) = self.reading.come(landing.take(), &worker.bounds) else {
                     continue;
                 };
                 bytes

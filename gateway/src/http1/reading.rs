@@ -42,12 +42,12 @@ impl Reading {
     }
 
     /// Takes what came; what there is to be read, if that can be more than the last time.
-    pub(super) fn come(&mut self, came: &[u8], bounds: &Bounds) -> Option<Bytes> {
+    pub(super) fn come(&mut self, came: Bytes, bounds: &Bounds) -> Option<Bytes> {
         self.came += came.len();
         if self.begun.is_empty() {
-            return Some(Bytes::copy_from_slice(came));
+            return Some(came);
         }
-        self.begun.extend_from_slice(came);
+        self.begun.extend_from_slice(&came);
         let more = came.contains(&b'\n') || self.begun.len() > bounds.head;
         more.then(|| Bytes::from(std::mem::take(&mut self.begun)))
     }
