@@ -18,7 +18,7 @@ use crate::exchange::Exchange;
 use crate::flight::Flight;
 use crate::headers;
 use crate::http1::{Arriving, READ};
-use crate::http2_stream::StreamBody;
+use crate::http2::StreamBody;
 use crate::pool::Sender;
 
 /// A request's body as the client's connection gives it.

@@ -52,6 +52,8 @@ pub(crate) struct Exchange {
     progress: Cell<u32>,
     /// It is a stream of an HTTP/2 connection, with a task of its own.
     pub(crate) http2: bool,
+    /// The request's head was larger than one may be.
+    pub(crate) head_too_large: Cell<bool>,
     /// Interim answers on their way to the client.
     pub(crate) hints: Hints,
     /// The client may be sent some: HTTP/1.0 knows none (RFC 9110 15.2).
@@ -85,6 +87,7 @@ impl Exchange {
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
             http2: false,
+            head_too_large: Cell::new(false),
             hints: Hints::default(),
             takes_hints: Cell::new(false),
             go_on: Cell::new(false),

@@ -160,7 +160,7 @@ fn admit(flight: &mut Flight, parts: &mut Parts, body: ClientBody, shape: &mut S
             traceparent: None,
         }));
     }
-    if exchange.http2 && parts.headers.len() > shared.config.max_head_fields {
+    if exchange.http2 && (exchange.head_too_large.get() || parts.headers.len() > shared.config.max_head_fields) {
         return Err(Reason::HeadTooLarge.into());
     }
     if parts.method == Method::CONNECT {

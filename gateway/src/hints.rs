@@ -4,10 +4,10 @@
 use std::cell::RefCell;
 
 use bytes::Bytes;
-use h2::server::SendResponse;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 
 use crate::headers;
+use crate::http2::Answer;
 
 /// Most that wait; further ones are dropped.
 const MOST: usize = 8;
@@ -50,16 +50,12 @@ impl Hints {
     }
 
     /// Passes on what waits to a client that speaks HTTP/2.
-    pub(crate) fn pass(&self, respond: &mut SendResponse<Bytes>) {
+    pub(crate) fn pass(&self, respond: &Answer) {
         if !self.any() {
             return;
         }
         for (status, fields) in self.take() {
-            let mut interim = Response::new(());
-            *interim.status_mut() = status;
-            *interim.headers_mut() = fields;
-            // Fails only when the stream is gone, which shows next.
-            let _ = respond.send_informational(interim);
+            respond.interim(status, &fields);
         }
     }
 

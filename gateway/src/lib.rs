@@ -5,7 +5,7 @@
 //! 1. [`worker`] has its own thread, runtime and [`door`]s, which accept connections: [`proxy_protocol`] and [`tls`] come before the
 //!    first request. Nothing is shared on the way of a request but what is read, and counters.
 //! 2. [`connection`] reads heads with time limits, one request after the other, and parks what is idle.
-//!    HTTP/2 connections are served by [`http2`], each of their streams by [`http2_stream`]; [`http2_guard`] ends floods.
+//!    HTTP/2 connections are served by [`http2`], each of their streams by a task of its own.
 //!    [`client`] is who asks, [`exchange`] how far the current request has come.
 //! 3. [`forward`] asks [`route`] what the host names, looks the app up in the [`table`], and applies [`limit`]s.
 //! 4. [`headers`] makes the request's headers safe to send on; [`prefix`] takes off the path by which the app was found, if it
@@ -46,8 +46,6 @@ mod headers;
 mod hints;
 mod http1;
 mod http2;
-mod http2_guard;
-mod http2_stream;
 mod idle;
 mod limit;
 mod line;

@@ -49,7 +49,7 @@ pub(crate) struct Worker {
     /// Where the beginnings of answers arrive.
     pub(crate) landing: RefCell<Landing>,
     pub(crate) front: hyper::server::conn::http1::Builder,
-    pub(crate) http2: h2::server::Builder,
+    pub(crate) http2: http2::Limits,
     pub(crate) back: hyper::client::conn::http2::Builder<h2c::Local>,
     /// How much an endpoint may send before the body of its answer.
     pub(crate) bounds: http1::Bounds,
@@ -105,7 +105,7 @@ impl Worker {
             scratch: RefCell::new(vec![0; SCRATCH].into()),
             landing: RefCell::default(),
             front,
-            http2: http2::builder(config),
+            http2: http2::limits(config),
             back: h2c::builder(config.buffer_bytes),
             bounds: http1::Bounds {
                 head: config.buffer_bytes,

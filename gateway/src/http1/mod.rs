@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 pub(crate) use arriving::{Arriving, READ};
 use decode::Decoder;
 use head::{Extent, Head, Malformed};
-pub(crate) use landing::Landing;
+pub(crate) use landing::{Landing, make_room};
 pub(crate) use reading::Bounds;
 use reading::Reading;
 use sending::Sending;
