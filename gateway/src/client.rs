@@ -26,8 +26,8 @@ pub(crate) struct Client {
     pub(crate) ip: IpAddr,
     /// The same as a header value.
     pub(crate) address: HeaderValue,
-    /// The port that it connected to, as a header value.
-    pub(crate) port: HeaderValue,
+    /// The port that it connected to, as a header value; shared, since quiet connections are to hold little.
+    pub(crate) port: Rc<HeaderValue>,
     /// It speaks TLS to this gateway.
     pub(crate) https: bool,
     /// Its X-Forwarded-* are believed.
@@ -40,7 +40,7 @@ pub(crate) struct Client {
 
 impl Client {
     /// One that has asked for nothing yet.
-    pub(crate) fn new(ip: IpAddr, address: HeaderValue, port: HeaderValue, https: bool, trusted: bool) -> Self {
+    pub(crate) fn new(ip: IpAddr, address: HeaderValue, port: Rc<HeaderValue>, https: bool, trusted: bool) -> Self {
         Self {
             ip,
             address,

@@ -35,7 +35,7 @@ pub(crate) struct Door {
 struct Side {
     /// The port, and as a header value.
     number: u16,
-    port: HeaderValue,
+    port: Rc<HeaderValue>,
     tls: Option<Arc<Tls>>,
 }
 
@@ -52,7 +52,7 @@ impl Door {
 
     fn new(listener: std::net::TcpListener, tls: Option<Arc<Tls>>) -> io::Result<Self> {
         let number = listener.local_addr()?.port();
-        let port = HeaderValue::from(number);
+        let port = Rc::new(HeaderValue::from(number));
         Ok(Self {
             listener: TcpListener::from_std(listener)?,
             side: Rc::new(Side { number, port, tls }),
@@ -112,7 +112,7 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
         });
         return;
     }
-    let Some((client, slot)) = admit(worker, ip, side.port.clone(), false) else {
+    let Some((client, slot)) = admit(worker, ip, Rc::clone(&side.port), false) else {
         let _ = stream.try_write(answer::TOO_MANY);
         worker.refused(Reason::TooManyConnections);
         return;
@@ -122,7 +122,12 @@ fn open(worker: &Rc<Worker>, stream: TcpStream, peer: SocketAddr, side: &Rc<Side
 }
 
 /// The client at this address, and its place among its connections (none for trusted proxies); `None`: it has too many.
-fn admit(worker: &Worker, ip: IpAddr, port: HeaderValue, https: bool) -> Option<(Rc<Client>, Option<OneConnection>)> {
+fn admit(
+    worker: &Worker,
+    ip: IpAddr,
+    port: Rc<HeaderValue>,
+    https: bool,
+) -> Option<(Rc<Client>, Option<OneConnection>)> {
     let shared = &worker.shared;
     let trusted = shared.trusted.contains(ip);
     let slot = if trusted {
@@ -152,7 +157,7 @@ struct Ready {
 
 /// PROXY header and handshake; `None` when the connection is over.
 async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, side: &Side) -> Option<Prepared> {
-    let (mut port, mut before) = (side.port.clone(), Vec::new());
+    let (mut port, mut before) = (Rc::clone(&side.port), Vec::new());
     let mut call = tcp::Call {
         from: peer,
         to: None,
@@ -168,7 +173,7 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
                 before = rest;
                 if let Some((from, to)) = header.addresses {
                     (call.from, call.to) = (from, Some(to));
-                    port = HeaderValue::from(to.port());
+                    port = Rc::new(HeaderValue::from(to.port()));
                 }
             }
             Err(error) => {

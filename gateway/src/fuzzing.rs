@@ -109,7 +109,7 @@ pub fn head(data: &[u8]) {
             chunked: false,
         };
         let (address, port) = (HeaderValue::from_static("192.0.2.1"), HeaderValue::from_static("8080"));
-        let client = Client::new(IpAddr::from([192, 0, 2, 1]), address, port, false, trusted);
+        let client = Client::new(IpAddr::from([192, 0, 2, 1]), address, port.into(), false, trusted);
         let mut sent = headers.clone();
         let _ = headers::client_behind(&sent, &Networks::new(&networks));
         trace::parent(&mut sent, None);

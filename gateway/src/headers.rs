@@ -329,7 +329,7 @@ impl Rules {
             headers.append(X_FORWARDED_HOST, self.host.clone());
         }
         if sent & FORWARDED_PORT == 0 {
-            headers.append(X_FORWARDED_PORT, client.port.clone());
+            headers.append(X_FORWARDED_PORT, HeaderValue::clone(&client.port));
         }
         if sent & FORWARDED != 0
             && let Some(element) = forwarded_element(client, &self.host)
@@ -402,7 +402,7 @@ pub(crate) mod tests {
     fn client(trusted: bool) -> Client {
         let value = HeaderValue::from_static("192.0.2.1");
         let port = HeaderValue::from_static("8080");
-        Client::new(IpAddr::from([192, 0, 2, 1]), value, port, false, trusted)
+        Client::new(IpAddr::from([192, 0, 2, 1]), value, port.into(), false, trusted)
     }
 
     fn sent(pairs: &[(&str, &str)], trusted: bool, upgrade: bool) -> Vec<String> {

@@ -14,7 +14,7 @@ const LIMITS: Limits = Limits {
 
 fn exchange() -> Exchange {
     let value = http::HeaderValue::from_static("x");
-    let client = Client::new([127, 0, 0, 1].into(), value.clone(), value, false, false);
+    let client = Client::new([127, 0, 0, 1].into(), value.clone(), value.into(), false, false);
     Exchange::new(Rc::new(client), LIMITS.patience)
 }
 
