@@ -34,12 +34,14 @@ pub(crate) fn target(
 /// The same URL by https; `None` for the target `*`, which has none.
 fn location(name: &str, port: u16, uri: &Uri) -> Option<HeaderValue> {
     let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    if !path.starts_with('/') {
+    if path == "*" {
         return None;
     }
+    // An absolute target may have a query and no path.
+    let slash = if path.starts_with('/') { "" } else { "/" };
     let url = match port {
-        443 => format!("https://{name}{path}"),
-        port => format!("https://{name}:{port}{path}"),
+        443 => format!("https://{name}{slash}{path}"),
+        port => format!("https://{name}:{port}{slash}{path}"),
     };
     HeaderValue::try_from(url).ok()
 }
@@ -60,6 +62,7 @@ mod tests {
             to(443, "http://a.test:80//evil.test/x").as_deref(),
             Some("https://a.test//evil.test/x")
         );
+        assert_eq!(to(443, "http://a.test?x").as_deref(), Some("https://a.test/?x"));
         assert_eq!(to(443, "*"), None);
     }
 }

@@ -19,10 +19,13 @@ use super::streams::Stream;
 pub(super) const ROOM: usize = 64 * 1024;
 /// Bytes that wait to be written before nothing more is read: whoever does not read can't ask, either.
 const FULL: usize = 256 * 1024;
-/// Most CONTINUATION frames of a block.
-const CONTINUATIONS: u32 = 5;
+/// Most CONTINUATION frames of a block, where its list needs no more.
+const CONTINUATIONS: usize = 5;
 /// Header blocks may be so much larger than the list that is kept before the connection ends.
 const LARGER: usize = 4;
+/// Streams that were reset are remembered at least so many.
+const REMEMBERED: usize = 256;
+
 /// What a connection may hold; from the configuration.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -68,9 +71,10 @@ impl Core {
         if let Ok(more @ 1..) = u32::try_from(inward - FIRST_WINDOW) {
             frame::write(&mut out, frame::WINDOW_UPDATE, 0, 0, &more.to_be_bytes());
         }
+        let remembered = REMEMBERED.max(2 * limits.streams as usize);
         Rc::new(Self {
             limits,
-            state: RefCell::new(State::new(out, inward, i64::from(limits.window), now)),
+            state: RefCell::new(State::new(out, inward, i64::from(limits.window), remembered, now)),
             waker: Cell::new(None),
         })
     }
@@ -116,7 +120,8 @@ impl Core {
                     return Err(PROTOCOL);
                 };
                 block.frames += 1;
-                if block.frames > CONTINUATIONS {
+                let needed = self.limits.list / frame::PAYLOAD;
+                if block.frames as usize > CONTINUATIONS.max(needed * 5 / 4) {
                     return Err(Fault::Flood("continuations"));
                 }
                 self.block(state, block, payload, head.has(frame::END_HEADERS), begin)
@@ -148,7 +153,7 @@ impl Core {
         }
         let mut fragment = unpad(head, payload)?;
         if head.has(frame::WITH_PRIORITY) {
-            fragment = fragment.get(5..).ok_or(PROTOCOL)?;
+            fragment = fragment.get(5..).ok_or(Fault::Error(Code::FrameSize))?;
         }
         state.blocks += 1;
         let block = Block {
@@ -172,7 +177,8 @@ impl Core {
         whole: bool,
         begin: &mut impl FnMut(Begun),
     ) -> Result<(), Fault> {
-        let begins = block.bytes == 0;
+        // No field came yet: each counts something.
+        let begins = block.fields.size() == 0;
         block.bytes += fragment.len();
         if block.bytes > self.largest() {
             return Err(Fault::Flood("header blocks"));
@@ -288,6 +294,7 @@ impl Core {
     /// Hands what is to be written to `write`, which tells how much was, until there is nothing or it takes nothing more.
     pub(super) fn write(&self, mut write: impl FnMut(&[u8]) -> Option<usize>) {
         let state = &mut *self.state.borrow_mut();
+        let was_full = state.out.len() - state.at >= ROOM;
         while state.at < state.out.len() {
             let Some(n) = write(&state.out[state.at..]) else { break };
             state.at += n;
@@ -300,7 +307,7 @@ impl Core {
             state.out.drain(..state.at);
             state.at = 0;
         }
-        if state.out.len() - state.at < ROOM {
+        if was_full && state.out.len() - state.at < ROOM {
             state.wake_waiting();
         }
     }
@@ -309,10 +316,13 @@ impl Core {
     pub(super) fn look(&self, now: Instant) -> Option<u64> {
         let state = &mut *self.state.borrow_mut();
         state.counts.look(now);
-        if state.streams.is_empty() && state.out.is_empty() {
+        if state.out.is_empty() {
             state.out = Vec::new();
+        }
+        if state.streams.is_empty() {
             state.streams.shrink_to_fit();
             state.waiting.shrink_to_fit();
+            state.decoder.rest();
         }
         state.block.as_ref().map(|block| block.number)
     }
@@ -326,7 +336,9 @@ impl Core {
         let shared = i64::try_from(ROOM.saturating_sub(state.out.len() - state.at)).unwrap_or(0);
         let window = stream.window.get();
         let room = window.min(state.window).min(shared).max(0);
-        if room == 0 && window > 0 && !stream.waits.replace(true) {
+        if room > 0 {
+            state.served(stream);
+        } else if window > 0 && !stream.waits.replace(true) {
             state.waiting.push_back(Rc::clone(stream));
         }
         usize::try_from(room).unwrap_or(0).min(wanted)
@@ -336,7 +348,9 @@ impl Core {
     pub(super) fn has_room(&self, stream: &Rc<Stream>) -> bool {
         let state = &mut *self.state.borrow_mut();
         let has = state.out.len() - state.at < ROOM;
-        if !has && !stream.waits.replace(true) {
+        if has {
+            state.served(stream);
+        } else if !stream.waits.replace(true) {
             state.waiting.push_back(Rc::clone(stream));
         }
         has
@@ -426,9 +440,7 @@ impl Core {
         {
             let state = &mut *self.state.borrow_mut();
             state.streams.remove(&stream.id);
-            if stream.waits.get() {
-                state.waiting.retain(|waiting| waiting.id != stream.id);
-            }
+            state.served(stream);
         }
         // It may have been the last one that was waited for.
         self.wake();
@@ -451,3 +463,6 @@ impl BlockWatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ const RESETS: u32 = 500;
 const PINGS: u32 = 300;
 /// SETTINGS: each has to be acknowledged; clients send one or two.
 const SETTINGS_FRAMES: u32 = 50;
-/// PRIORITY, GOAWAY, frames of types unknown here, DATA that carries nothing and ends nothing, or that comes too late.
+/// PRIORITY, GOAWAY, frames of types unknown here, and DATA that carries nothing and ends nothing.
 const OTHERS: u32 = 1_000;
 /// WINDOW_UPDATE beyond those that what was sent accounts for.
 const UPDATES: u32 = 1_000;
@@ -76,11 +76,6 @@ impl Counts {
             _ => (&mut self.others, OTHERS, "frames without use"),
         };
         more(count, most, name)
-    }
-
-    /// A frame came that nobody needs.
-    pub(super) fn useless(&mut self) -> Result<(), Flood> {
-        more(&mut self.others, OTHERS, "frames without use")
     }
 
     /// A stream had to be reset for an error of the client's.

@@ -65,6 +65,8 @@ pub(crate) fn limits(config: &Config) -> Limits {
 pub(crate) struct Streams {
     watched: RefCell<Slab<(Rc<Exchange>, Watch)>>,
     open: Cell<usize>,
+    /// How many there were, ever.
+    begun: Cell<u64>,
 }
 
 /// One open stream; dropped at its end.
@@ -92,6 +94,7 @@ impl Drop for Slot {
 impl Streams {
     fn open(self: &Rc<Self>, exchange: &Rc<Exchange>) -> Slot {
         self.open.set(self.open.get() + 1);
+        self.begun.set(self.begun.get() + 1);
         let watch = Watch::new(Instant::now(), None);
         let key = self.watched.borrow_mut().insert((Rc::clone(exchange), watch));
         Slot {
@@ -273,18 +276,17 @@ where
     let streams = Rc::new(Streams {
         watched: RefCell::default(),
         open: Cell::new(0),
+        begun: Cell::new(0),
     });
     let mut timer = pin!(tokio::time::sleep(worker.tick));
     let mut drain = pin!(worker.drain.cancelled());
     let mut blocks = BlockWatch::default();
-    // When there was last a stream, and whether there ever was one.
-    let mut busy = start;
-    let used = Cell::new(false);
+    // When there was last a stream, and how many there had been.
+    let mut busy = (start, 0);
     let mut draining = false;
     let mut closing: Option<Instant> = None;
     let spare = || worker.fields();
     let begin = |begun: Begun| {
-        used.set(true);
         let exchange = Rc::new(Exchange::of_stream(Rc::clone(&client), worker.limits.patience));
         let slot = streams.open(&exchange);
         worker.stats().http2_requests.add(1);
@@ -319,7 +321,8 @@ where
             }
             let now = Instant::now();
             timer.as_mut().reset((now + worker.tick).into());
-            if closing.is_some_and(|until| now >= until) {
+            // What came before a client knew is served.
+            if closing.is_some_and(|until| now >= until) && (core.ends() || streams.open.get() == 0) {
                 return Poll::Ready(End::Said);
             }
             streams.look(worker, now);
@@ -327,15 +330,15 @@ where
                 core.end(Code::EnhanceYourCalm);
                 continue;
             }
-            if streams.open.get() > 0 {
-                busy = now;
+            if streams.open.get() > 0 || streams.begun.get() > busy.1 {
+                busy = (now, streams.begun.get());
             }
-            let most = if used.get() {
+            let most = if busy.1 > 0 {
                 worker.limits.idle
             } else {
                 worker.limits.head
             };
-            if closing.is_none() && now.saturating_duration_since(busy) >= most {
+            if closing.is_none() && now.saturating_duration_since(busy.0) >= most {
                 closing = Some(now + CLOSING);
                 core.go();
             }

@@ -155,6 +155,7 @@ impl Fields {
         }
         let scheme = self.scheme.unwrap_or(Scheme::HTTP);
         let plain = scheme == Scheme::HTTP || scheme == Scheme::HTTPS;
+        let tunnel = self.protocol.is_some();
         let mut parts = Request::new(()).into_parts().0;
         parts.method = method;
         parts.headers = self.rest;
@@ -183,7 +184,8 @@ impl Fields {
         }
         Some(Head {
             parts,
-            length: self.length,
+            // What goes through a tunnel is no body.
+            length: if tunnel { None } else { self.length },
             continues: self.continues,
             plain,
             too_large,

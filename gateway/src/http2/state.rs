@@ -10,8 +10,6 @@ use super::hpack::{Broken, Decoder};
 use super::request::Fields;
 use super::streams::{Over, Stream};
 
-/// Streams that were reset here and whose frames may still be on their way.
-const REMEMBERED: usize = 256;
 /// Largest window (RFC 9113 6.9.1), and the one that everybody begins with.
 const LARGEST: i64 = 0x7fff_ffff;
 pub(super) const FIRST_WINDOW: i64 = 65_535;
@@ -71,7 +69,11 @@ pub(super) struct State {
     pub(super) streams: HashMap<u32, Rc<Stream>, ahash::RandomState>,
     /// The last stream that the client has begun.
     pub(super) last: u32,
+    /// Streams that were reset here and whose frames may still be on their way; at most so many.
     pub(super) reset: VecDeque<u32>,
+    remembered: usize,
+    /// The last stream that a GOAWAY has named, which must not grow (RFC 9113 6.8).
+    said: u32,
     /// What is to be written, and how much of it was.
     pub(super) out: Vec<u8>,
     pub(super) at: usize,
@@ -100,11 +102,13 @@ pub(super) struct State {
 
 impl State {
     /// At the beginning: `out` is to be written first, `inward` is the connection's window for what comes, `own` that of each stream.
-    pub(super) fn new(out: Vec<u8>, inward: i64, own: i64, now: Instant) -> Self {
+    pub(super) fn new(out: Vec<u8>, inward: i64, own: i64, remembered: usize, now: Instant) -> Self {
         Self {
             streams: HashMap::default(),
             last: 0,
             reset: VecDeque::new(),
+            remembered,
+            said: u32::MAX,
             out,
             at: 0,
             waiting: VecDeque::new(),
@@ -125,7 +129,7 @@ impl State {
     }
 
     pub(super) fn data(&mut self, head: &Head, payload: &[u8]) -> Result<(), Fault> {
-        if head.stream == 0 || head.stream > self.last {
+        if self.is_idle(head.stream) {
             return Err(PROTOCOL);
         }
         let length = payload.len() as i64;
@@ -138,25 +142,30 @@ impl State {
             if !self.reset.contains(&head.stream) {
                 return Err(Fault::Error(Code::StreamClosed));
             }
+            // Its client did not know yet.
             self.release(payload.len());
-            return Ok(self.counts.useless()?);
+            return Ok(());
         };
         if stream.is_over() {
             self.release(payload.len());
             return Ok(());
         }
-        if stream.received.get() {
-            return self.fail(&stream, Code::StreamClosed);
-        }
         let inward = stream.inward.get() - length;
         stream.inward.set(inward);
-        if inward < 0 {
-            return self.fail(&stream, Code::FlowControl);
-        }
         let end = head.has(frame::END_STREAM);
         let left = stream.left.get().map(|left| left.checked_sub(data.len() as u64));
-        if left.is_some_and(|left| left.is_none_or(|left| end && left > 0)) {
-            return self.fail(&stream, Code::Protocol);
+        let wrong = if stream.received.get() {
+            Some(Code::StreamClosed)
+        } else if inward < 0 {
+            Some(Code::FlowControl)
+        } else if left.is_some_and(|left| left.is_none_or(|left| end && left > 0)) {
+            Some(Code::Protocol)
+        } else {
+            None
+        };
+        if let Some(code) = wrong {
+            self.release(payload.len());
+            return self.fail(&stream, code);
         }
         stream.left.set(left.flatten());
         // Padding is nothing to read, and what nobody wants is not read.
@@ -216,7 +225,7 @@ impl State {
         if payload.len() != 4 {
             return Err(Fault::Error(Code::FrameSize));
         }
-        if head.stream == 0 || head.stream > self.last {
+        if self.is_idle(head.stream) {
             return Err(PROTOCOL);
         }
         if let Some(stream) = self.streams.get(&head.stream) {
@@ -309,7 +318,7 @@ impl State {
                 }
             };
         }
-        if head.stream > self.last {
+        if self.is_idle(head.stream) {
             return Err(PROTOCOL);
         }
         let Some(stream) = self.streams.get(&head.stream).map(Rc::clone) else {
@@ -345,23 +354,38 @@ impl State {
             stream,
             &(code as u32).to_be_bytes(),
         );
-        if self.reset.len() >= REMEMBERED {
+        if self.reset.len() >= self.remembered {
             self.reset.pop_front();
         }
         self.reset.push_back(stream);
     }
 
     pub(super) fn say_goaway(&mut self, last: u32, code: Code) {
-        let mut payload = last.to_be_bytes().to_vec();
+        self.said = self.said.min(last);
+        let mut payload = self.said.to_be_bytes().to_vec();
         payload.extend_from_slice(&(code as u32).to_be_bytes());
         frame::write(&mut self.out, frame::GOAWAY, 0, 0, &payload);
     }
 
-    pub(super) fn wake_waiting(&mut self) {
-        for stream in self.waiting.drain(..) {
-            stream.waits.set(false);
+    /// There may be room: those that wait look, in their order, and keep their places until they get something.
+    pub(super) fn wake_waiting(&self) {
+        for stream in &self.waiting {
             stream.wake_writer();
         }
+    }
+
+    /// The stream waits no longer.
+    pub(super) fn served(&mut self, stream: &Stream) {
+        if stream.waits.replace(false)
+            && let Some(at) = self.waiting.iter().position(|waiting| waiting.id == stream.id)
+        {
+            self.waiting.remove(at);
+        }
+    }
+
+    /// Nobody has begun the stream.
+    fn is_idle(&self, stream: u32) -> bool {
+        stream.is_multiple_of(2) || stream > self.last
     }
 
     /// All streams are over.

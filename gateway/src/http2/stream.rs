@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body::{Body as _, Frame};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -53,7 +53,8 @@ pub(crate) async fn run(worker: Rc<Worker>, exchange: Rc<Exchange>, mut slot: Sl
         response = response.into_body().refuse(Reason::BadUpgrade);
     }
     let switched = exchange.tunnel.borrow_mut().take();
-    match (switched, tunnel.take()) {
+    let receive = tunnel.take();
+    match (switched, receive) {
         (Some(switched), Some(receive)) => {
             slot.unwatch();
             if respond.head(StatusCode::OK, &accepted(response), false).is_ok() {
@@ -65,7 +66,8 @@ pub(crate) async fn run(worker: Rc<Worker>, exchange: Rc<Exchange>, mut slot: Sl
                 Box::pin(upgrade::run(&worker, stream, Bytes::new(), switched)).await;
             }
         }
-        _ => {
+        (_, receive) => {
+            drop(receive);
             let _ = answer(&worker, &exchange, response, head_only, &respond).await;
         }
     }
@@ -123,6 +125,9 @@ async fn answer(
         // Of the gateway's own answers; an app's have lost it.
         fields.remove(header::CONNECTION);
     }
+    if length {
+        one_length(head.status, fields);
+    }
     if !date {
         fields.append(header::DATE, worker.date());
     }
@@ -159,6 +164,29 @@ async fn answer(
                 }
             }
         }
+    }
+}
+
+/// Makes several equal lengths one, and that of an answer without a body none (RFC 9110 8.6): clients of HTTP/2 take neither.
+fn one_length(status: StatusCode, fields: &mut HeaderMap) {
+    if status == StatusCode::NO_CONTENT {
+        fields.remove(header::CONTENT_LENGTH);
+        return;
+    }
+    let mut lines = fields.get_all(header::CONTENT_LENGTH).iter();
+    let (Some(first), second) = (lines.next(), lines.next()) else {
+        return;
+    };
+    let number = first
+        .as_bytes()
+        .split(|b| *b == b',')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii();
+    if (second.is_some() || number.len() < first.len())
+        && let Ok(one) = HeaderValue::from_bytes(number)
+    {
+        fields.insert(header::CONTENT_LENGTH, one);
     }
 }
 
@@ -297,5 +325,28 @@ impl AsyncWrite for TunnelStream {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
         Poll::Ready(self.send.data(&[], true).map_err(|Gone| broken()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_has_one_length_and_none_without_a_body() {
+        let lengths = |status: u16, values: &[&'static str]| {
+            let mut fields = HeaderMap::new();
+            for value in values {
+                fields.append(header::CONTENT_LENGTH, HeaderValue::from_static(value));
+            }
+            one_length(StatusCode::from_u16(status).expect("a status"), &mut fields);
+            let left = fields.get_all(header::CONTENT_LENGTH).iter();
+            left.map(|v| v.to_str().expect("text").to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(200, &["5"]), ["5"]);
+        assert_eq!(lengths(200, &["5, 5"]), ["5"]);
+        assert_eq!(lengths(200, &["5", "5"]), ["5"]);
+        assert_eq!(lengths(304, &["5"]), ["5"]);
+        assert!(lengths(204, &["0"]).is_empty());
     }
 }

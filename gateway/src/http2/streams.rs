@@ -52,8 +52,6 @@ pub(crate) struct Stream {
     looked: Cell<bool>,
     /// The body is held by somebody who may read it.
     wanted: Cell<bool>,
-    /// Who holds it: the answer, the body.
-    holders: Cell<u8>,
     reader: Cell<Option<Waker>>,
     writer: Cell<Option<Waker>>,
 }
@@ -76,13 +74,12 @@ impl Stream {
             sent: Cell::new(false),
             looked: Cell::new(received),
             wanted: Cell::new(true),
-            holders: Cell::new(2),
             reader: Cell::new(None),
             writer: Cell::new(None),
         }
     }
 
-    /// Both sides of it, to hold once.
+    /// Both sides of it, to be held once each.
     pub(crate) fn open(self: Rc<Self>) -> (Answer, Body) {
         (Answer(Rc::clone(&self)), Body(self))
     }
@@ -128,22 +125,6 @@ impl Stream {
         if let Some(waker) = self.reader.take() {
             waker.wake();
         }
-    }
-
-    fn leave(&self) {
-        self.holders.set(self.holders.get() - 1);
-        if self.holders.get() > 0 {
-            return;
-        }
-        if !self.is_over() {
-            if !self.sent.get() {
-                self.core.send_reset(self, Code::Cancel);
-            } else if !self.received.get() {
-                // An answer that does not wait for its request ends it (RFC 9113 8.1).
-                self.core.send_reset(self, Code::No);
-            }
-        }
-        self.core.forget(self);
     }
 }
 
@@ -241,9 +222,21 @@ impl Answer {
     }
 }
 
+/// The stream ends with the side that answers: whoever still holds its body gets nothing more.
 impl Drop for Answer {
     fn drop(&mut self) {
-        self.0.leave();
+        let stream = &self.0;
+        let sent = stream.sent.get();
+        let whole = sent && stream.received.get();
+        if !stream.is_over() && !whole {
+            // An answer that does not wait for its request ends it (RFC 9113 8.1).
+            stream
+                .core
+                .send_reset(stream, if sent { Code::No } else { Code::Cancel });
+        }
+        let unread = stream.end(Over::Here);
+        stream.core.release(None, unread);
+        stream.core.forget(stream);
     }
 }
 
@@ -259,8 +252,11 @@ impl Body {
     /// All of it was read.
     pub(crate) fn is_end(&self) -> bool {
         let trailers = self.0.trailers.take();
-        let end =
-            self.0.received.get() && trailers.is_none() && self.0.inbox.borrow().is_empty() && self.0.looked.get();
+        let end = !self.0.is_over()
+            && self.0.received.get()
+            && trailers.is_none()
+            && self.0.inbox.borrow().is_empty()
+            && self.0.looked.get();
         self.0.trailers.set(trailers);
         end
     }
@@ -298,6 +294,5 @@ impl Drop for Body {
         if unread > 0 {
             self.0.core.release(None, unread);
         }
-        self.0.leave();
     }
 }
