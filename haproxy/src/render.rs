@@ -293,11 +293,11 @@ backend {NOBODY}
 /// Takes off the path by which a request came, for an app that does not want to know of it. `paths`: of all apps, in the order in which
 /// the front looks at them.
 fn strip(text: &mut String, app: &App<'_>, paths: &[(String, String, String)]) {
+    if !app.config.strip_prefix {
+        return;
+    }
     let backend = format!("app:{}", app.id);
     let own: Vec<_> = paths.iter().filter(|(.., to)| *to == backend).collect();
-    let Some(mut rest) = app.config.strip_prefix.then_some(BTreeSet::new()) else {
-        return;
-    };
     let none = "!{ var(txn.caas_prefix) -m found }";
     for (host, path, _) in &own {
         let on = format!(
@@ -306,8 +306,10 @@ fn strip(text: &mut String, app: &App<'_>, paths: &[(String, String, String)]) {
         let _ = write!(text, "    {on} {{ path {path} }}\n    {on} {{ path_beg {path}/ }}\n");
     }
     text.push_str("    http-request del-header X-Forwarded-Prefix\n");
+    // Several hosts may have the same path.
+    let mut said = BTreeSet::new();
     for (_, path, _) in &own {
-        if rest.insert(path) {
+        if said.insert(path) {
             let pattern = path.replace('.', "[.]");
             let on = format!("if {{ var(txn.caas_prefix) -m str {path} }}");
             let _ = write!(

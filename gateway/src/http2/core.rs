@@ -387,7 +387,8 @@ impl Core {
                 flags: if end { frame::END_STREAM } else { 0 },
                 stream: stream.id,
             };
-            head.write(&mut state.out);
+            // Its length is known in the end.
+            state.out.extend_from_slice(&head.bytes());
             let first = state.out.len();
             if std::mem::take(&mut state.says_table) {
                 state.out.push(hpack::NO_TABLE);
@@ -396,9 +397,7 @@ impl Core {
             head.length = state.out.len() - first;
             if head.length <= frame::PAYLOAD {
                 head.flags |= frame::END_HEADERS;
-                let mut bytes = Vec::with_capacity(frame::HEAD);
-                head.write(&mut bytes);
-                state.out[begun..first].copy_from_slice(&bytes);
+                state.out[begun..first].copy_from_slice(&head.bytes());
             } else {
                 // Rare: answers with very large fields.
                 let block = state.out.split_off(first);

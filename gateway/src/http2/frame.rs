@@ -76,12 +76,12 @@ impl Head {
         }
     }
 
-    /// Writes it; `length` is below 2²⁴.
+    /// As it is written; `length` is below 2²⁴.
     #[inline]
-    pub(super) fn write(&self, out: &mut Vec<u8>) {
+    pub(super) fn bytes(&self) -> [u8; HEAD] {
         let [_, a, b, c] = (self.length as u32).to_be_bytes();
         let [d, e, f, g] = self.stream.to_be_bytes();
-        out.extend_from_slice(&[a, b, c, self.kind, self.flags, d, e, f, g]);
+        [a, b, c, self.kind, self.flags, d, e, f, g]
     }
 
     #[inline]
@@ -92,18 +92,17 @@ impl Head {
 
 /// Writes a whole frame.
 pub(super) fn write(out: &mut Vec<u8>, kind: u8, flags: u8, stream: u32, payload: &[u8]) {
-    let length = payload.len();
-    Head {
-        length,
+    let head = Head {
+        length: payload.len(),
         kind,
         flags,
         stream,
-    }
-    .write(out);
+    };
+    out.extend_from_slice(&head.bytes());
     out.extend_from_slice(payload);
 }
 
-/// The number in the first four bytes, without the first bit, which says nothing where it is used.
+/// The number in the first four bytes.
 #[inline]
 pub(super) fn number(payload: &[u8]) -> Option<u32> {
     let bytes = payload.first_chunk::<4>()?;
