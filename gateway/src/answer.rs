@@ -61,6 +61,7 @@ reasons! {
     BadAnswer = "bad_answer" BAD_GATEWAY "The app's answer could not be understood.",
     UpstreamClosed = "upstream_closed" BAD_GATEWAY "The app closed the connection without an answer.",
     ConnectFailed = "connect_failed" BAD_GATEWAY "No instance of the app could be reached.",
+    NotIdentified = "not_identified" BAD_GATEWAY "No instance of the app proved that it is one.",
     BadUpgrade = "bad_upgrade" BAD_GATEWAY "The app switched protocols without being asked to.",
     NotReady = "not_ready" SERVICE_UNAVAILABLE "The gateway does not know its apps yet.",
     NoEndpoints = "no_endpoints" SERVICE_UNAVAILABLE "The app has no running instance at the moment.",

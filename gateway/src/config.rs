@@ -92,6 +92,10 @@ pub struct Config {
     pub clients_tracked: u64,
     /// Milliseconds to connect to an endpoint. 10-60,000, default 1,000.
     pub connect_timeout_ms: u64,
+    /// Milliseconds without contact to the registry after which new connections to endpoints are first asked whose they are, of apps
+    /// with `identity_path`; 0: always. 0-540,000, default 300,000: a released port rests 10 minutes, and that contact is lost has to
+    /// be noticed first.
+    pub identity_after_ms: u64,
     /// Seconds from the sent request to the head of the answer (504 beyond). 1-86,400, default 60.
     pub response_timeout_s: u64,
     /// Seconds without a byte of an answer's body. 1-86,400, default 60.
@@ -169,6 +173,7 @@ impl Default for Config {
             request_burst_per_client: 10_000,
             clients_tracked: 100_000,
             connect_timeout_ms: 1_000,
+            identity_after_ms: 300_000,
             response_timeout_s: 60,
             answer_idle_timeout_s: 60,
             tunnel_idle_timeout_s: 3_600,
@@ -224,6 +229,7 @@ impl Config {
         let burst = u64::from(self.request_burst_per_client);
         within("request_burst_per_client", burst, 1, 1_000_000)?;
         within("connect_timeout_ms", self.connect_timeout_ms, 10, 60_000)?;
+        within("identity_after_ms", self.identity_after_ms, 0, 540_000)?;
         within("response_timeout_s", self.response_timeout_s, 1, 86_400)?;
         within("answer_idle_timeout_s", self.answer_idle_timeout_s, 1, 86_400)?;
         within("tunnel_idle_timeout_s", self.tunnel_idle_timeout_s, 1, 604_800)?;

@@ -56,6 +56,8 @@ pub(crate) struct Endpoint {
     h2c: AtomicBool,
     /// Set before the table without it is published; never taken back.
     withdrawn: AtomicBool,
+    /// It is held although the registry has it no more.
+    doubted: AtomicBool,
     /// Failures in a row.
     failures: AtomicU32,
     /// Milliseconds since [`Clock::start`] until which it is left out; 0: it is not.
@@ -137,6 +139,7 @@ impl Endpoint {
             in_flight: AtomicU32::new(0),
             h2c: AtomicBool::new(false),
             withdrawn: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             failures: AtomicU32::new(0),
             until: AtomicU64::new(0),
             probing: AtomicBool::new(false),
@@ -202,6 +205,15 @@ impl Endpoint {
 
     pub(crate) fn is_withdrawn(&self) -> bool {
         self.withdrawn.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is held although the registry has it no more.
+    pub(crate) fn doubt(&self, doubted: bool) {
+        self.doubted.store(doubted, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
     }
 
     /// When it came, in milliseconds; 0: with the first word of the registry.

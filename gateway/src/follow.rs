@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::departure::Departures;
 use crate::eject::Endpoint;
-use crate::shared::Shared;
+use crate::shared::{OF_A_FILE, Shared};
 use crate::table::{App, AppShared, Settings};
 use crate::{acme, route, snapshot_file, tcp};
 
@@ -103,6 +103,11 @@ impl Follower {
         })
     }
 
+    fn endpoint(&self, key: &EntryKey) -> Option<&Arc<Endpoint>> {
+        let entry = self.apps.get(&key.app)?;
+        entry.endpoints.get(&(key.version.clone(), key.container.clone()))
+    }
+
     fn put(&mut self, key: &EntryKey, endpoint: model::Endpoint, again: bool) {
         self.held.remove(key);
         if !self.shared.config.may_dial(endpoint.0) {
@@ -112,8 +117,8 @@ impl Follower {
             return self.remove(key);
         }
         let place = (key.version.clone(), key.container.clone());
-        let known = self.apps.get(&key.app).and_then(|entry| entry.endpoints.get(&place));
-        if let Some(old) = known.filter(|old| old.address == endpoint.0) {
+        if let Some(old) = self.endpoint(key).filter(|old| old.address == endpoint.0) {
+            old.doubt(false);
             // Said again on purpose: whoever says so knows that it is well.
             if again {
                 old.worked();
@@ -140,11 +145,7 @@ impl Follower {
     fn remove(&mut self, key: &EntryKey) {
         self.held.remove(key);
         let place = (key.version.clone(), key.container.clone());
-        if !self
-            .apps
-            .get(&key.app)
-            .is_some_and(|e| e.endpoints.contains_key(&place))
-        {
+        if self.endpoint(key).is_none() {
             return;
         }
         let entry = self.entry(&key.app);
@@ -268,6 +269,9 @@ impl Follower {
         }
         let until = now + Duration::from_secs(self.shared.config.hold_s);
         for key in held {
+            if let Some(endpoint) = self.endpoint(&key) {
+                endpoint.doubt(true);
+            }
             self.held.entry(key).or_insert(until);
         }
         let unconfigured: Vec<AppId> = self
@@ -367,6 +371,9 @@ impl Follower {
     /// Puts a snapshot file in place of a registry that is not there.
     fn load(&mut self, snapshot: RegistrySnapshot, now: Instant) {
         self.resync(snapshot, false, now);
+        let now = self.shared.clock.millis(now);
+        let stale = &self.shared.registry.stale_since;
+        let _ = stale.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
         self.changed = true;
         self.complete = true;
     }
@@ -416,6 +423,12 @@ impl Follower {
         // Only now: a request that still sees the old table finds the mark and reads the new one. See `Endpoint::enter` for why
         // none slips through between.
         self.leaving.mark();
+        let status = &self.shared.registry;
+        let since = match self.heard {
+            true => status.stale_since.load(Ordering::Relaxed),
+            false => OF_A_FILE,
+        };
+        status.outdated_since.store(since, Ordering::Release);
         self.shared.registry.revision.store(self.revision.0, Ordering::Relaxed);
         self.shared
             .registry
@@ -430,13 +443,7 @@ impl Follower {
         let over: Vec<EntryKey> = self
             .held
             .iter()
-            .filter(|(key, until)| {
-                let endpoint = self
-                    .apps
-                    .get(&key.app)
-                    .and_then(|e| e.endpoints.get(&(key.version.clone(), key.container.clone())));
-                **until <= now || endpoint.is_none_or(|e| e.failures() > 0)
-            })
+            .filter(|(key, until)| **until <= now || self.endpoint(key).is_none_or(|e| e.failures() > 0))
             .map(|(key, _)| key.clone())
             .collect();
         for key in &over {

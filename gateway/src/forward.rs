@@ -12,7 +12,6 @@ use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
 use http_body::Body as _;
 use model::config::Protocol;
-use tokio::net::TcpStream;
 
 use crate::answer::{self, Reason, Shape};
 use crate::balance::{Ask, Tried, Unpicked};
@@ -359,7 +358,7 @@ async fn attempt(
     let mut now = flight.started;
 
     loop {
-        let probe = |endpoint: &Arc<Endpoint>| probe(&worker, endpoint, app.settings.connect);
+        let probe = |endpoint: &Arc<Endpoint>| reach::probe(&worker, app, endpoint);
         let entered = match app.pick(ask, &tried, worker.shared.clock, now, probe) {
             Ok(entered) => entered,
             Err(Unpicked::Full) => return Err(Reason::Overloaded),
@@ -425,6 +424,10 @@ async fn attempt(
             }
             Sent::Unsent | Sent::Refused => {
                 failure = Reason::ConnectFailed;
+                true
+            }
+            Sent::Stranger => {
+                failure = Reason::NotIdentified;
                 true
             }
             Sent::Lost => {
@@ -520,23 +523,8 @@ pub(crate) fn left_out(worker: &Rc<Worker>, app: &App, endpoint: &Endpoint, reas
         worker.stats().ejections.add(1);
         app.shared.stats().of(worker.index).ejections.add(1);
         tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
-            for_ms = time.as_millis() as u64, "endpoint left out after a failure");
+            for_ms = time.as_millis() as u64, reason, "endpoint left out after a failure");
     }
-}
-
-/// Finds out beside the requests whether an endpoint whose time is over can be connected to again.
-pub(crate) fn probe(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, within: Duration) {
-    let (worker, endpoint) = (Rc::clone(worker), Arc::clone(endpoint));
-    tokio::task::spawn_local(async move {
-        match tokio::time::timeout(within, TcpStream::connect(endpoint.address)).await {
-            Ok(Ok(_)) => endpoint.connected(),
-            // It is tried again once its time is over.
-            Ok(Err(error)) if upstream::is_own_fault(&error) => {}
-            _ => {
-                endpoint.failed(worker.shared.clock, Instant::now());
-            }
-        }
-    });
 }
 
 /// Why the request's body ended the request, if it did. Never the endpoint's fault.

@@ -47,6 +47,15 @@ pub(crate) fn builder(max_head: usize) -> http2::Builder<Local> {
     builder
 }
 
+/// Why there is no new connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failed {
+    /// No socket.
+    Connect,
+    /// Who took it does not speak HTTP/2, or is not who was meant.
+    Peer,
+}
+
 /// What an endpoint's settings allow.
 #[derive(Default)]
 struct Allowed {
@@ -122,8 +131,8 @@ struct Lines {
     open: RefCell<Vec<Rc<Connection>>>,
     /// Held by who connects, so that requests that come together share what they get.
     dialling: tokio::sync::Mutex<()>,
-    /// Connects that failed.
-    failures: Cell<u32>,
+    /// Connects that failed, and why the last one did.
+    failures: Cell<(u32, Option<Failed>)>,
 }
 
 impl Lines {
@@ -152,34 +161,42 @@ impl Shared {
         self.0.borrow().get(&endpoint)?.place()
     }
 
-    /// The same, or on a new connection; whether the connection was there already. `connect` makes a socket.
+    /// The same, or on a new connection; whether the connection was there already. `connect` makes a socket, `prove` says whether who
+    /// took it is who was meant.
     pub(crate) async fn take(
         &self,
         endpoint: u64,
         builder: &http2::Builder<Local>,
         within: Duration,
         connect: impl Future<Output = Option<TcpStream>>,
-    ) -> Option<(Stream, bool)> {
+        prove: impl AsyncFnOnce(http2::SendRequest<RequestBody>) -> bool,
+    ) -> Result<(Stream, bool), Failed> {
         let lines = Rc::clone(self.0.borrow_mut().entry(endpoint).or_default());
-        let failures = lines.failures.get();
+        let before = lines.failures.get();
         let _dialling = lines.dialling.lock().await;
         if let Some(stream) = lines.place() {
-            return Some((stream, true));
+            return Ok((stream, true));
         }
-        if lines.failures.get() != failures {
-            return None;
+        if let (n, Some(why)) = lines.failures.get()
+            && n != before.0
+        {
+            return Err(why);
         }
         let opened = match connect.await {
-            Some(stream) => tokio::time::timeout(within, open(builder, stream)).await.ok().flatten(),
-            None => None,
+            Some(stream) => {
+                let opening = async {
+                    let connection = open(builder, stream).await?;
+                    prove(connection.sender.clone()).await.then_some(connection)
+                };
+                let opened = tokio::time::timeout(within, opening).await;
+                opened.ok().flatten().ok_or(Failed::Peer)
+            }
+            None => Err(Failed::Connect),
         };
-        let Some(connection) = opened else {
-            lines.failures.set(lines.failures.get().wrapping_add(1));
-            return None;
-        };
+        let connection = opened.inspect_err(|why| lines.failures.set((before.0.wrapping_add(1), Some(*why))))?;
         let stream = Stream::enter(&connection);
         lines.open.borrow_mut().push(connection);
-        Some((stream, false))
+        Ok((stream, false))
     }
 
     /// Closes what has been unused for `keep`, and forgets what is closed.
@@ -190,6 +207,14 @@ impl Shared {
             !open.is_empty() || Rc::strong_count(lines) > 1
         });
     }
+}
+
+/// What a connection is asked through that no request will have.
+pub(crate) async fn sender(
+    builder: &http2::Builder<Local>,
+    stream: TcpStream,
+) -> Option<http2::SendRequest<RequestBody>> {
+    open(builder, stream).await.map(|connection| connection.sender.clone())
 }
 
 /// Makes a connection of a socket: both sides have said that they speak HTTP/2, and how many streams there may be is known.

@@ -46,6 +46,7 @@ mod headers;
 mod hints;
 mod http1;
 mod http2;
+mod identity;
 mod idle;
 mod limit;
 mod line;

@@ -160,6 +160,8 @@ pub(crate) struct WorkerStats {
     pub(crate) accept_errors: Counter,
     pub(crate) connects: Counter,
     pub(crate) connect_failures: Counter,
+    pub(crate) identity_checks: Counter,
+    pub(crate) identity_failures: Counter,
     pub(crate) reused: Counter,
     pub(crate) stale: Counter,
     pub(crate) retries: Counter,
@@ -190,6 +192,8 @@ impl Default for WorkerStats {
             accept_errors: Counter::default(),
             connects: Counter::default(),
             connect_failures: Counter::default(),
+            identity_checks: Counter::default(),
+            identity_failures: Counter::default(),
             reused: Counter::default(),
             stale: Counter::default(),
             retries: Counter::default(),
@@ -233,7 +237,7 @@ impl Page {
 
     pub(crate) fn workers(&mut self, workers: &[WorkerStats]) {
         type Get = fn(&WorkerStats) -> &Counter;
-        let sums: [(&str, &str, &str, Get); 19] = [
+        let sums: [(&str, &str, &str, Get); 21] = [
             ("connections_total", "counter", "Client connections accepted", |w| {
                 &w.connections
             }),
@@ -277,6 +281,18 @@ impl Page {
                 "counter",
                 "Failed connects to endpoints",
                 |w| &w.connect_failures,
+            ),
+            (
+                "upstream_identity_checks_total",
+                "counter",
+                "New connections to endpoints asked whose they are",
+                |w| &w.identity_checks,
+            ),
+            (
+                "upstream_identity_failures_total",
+                "counter",
+                "Those that did not prove to be the app's",
+                |w| &w.identity_failures,
             ),
             (
                 "upstream_reused_total",

@@ -16,7 +16,8 @@ use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
 use crate::eject::{Clock, Endpoint};
-use crate::table::{App, AppShared};
+use crate::identity::Question;
+use crate::table::{App, AppShared, Settings};
 use crate::upstream;
 use crate::worker::Worker;
 
@@ -101,8 +102,74 @@ pub(crate) fn look_after(worker: &Rc<Worker>, app: &App, now: Instant) {
     let now_ms = worker.shared.clock.millis(now);
     app.shared.wanted.store(now_ms, Ordering::Relaxed);
     for trial in app.endpoints.iter().filter_map(Trial::begin) {
-        let (worker, app, within) = (Rc::clone(worker), Arc::clone(&app.shared), app.settings.connect);
-        tokio::task::spawn_local(async move { attend(&worker, &app, &trial.0, within).await });
+        let (worker, way) = (Rc::clone(worker), Way::to(&trial.0, app));
+        tokio::task::spawn_local(async move {
+            attend(&worker, &way).await;
+            drop(trial);
+        });
+    }
+}
+
+/// Finds out beside the requests whether an endpoint whose time is over can be connected to again.
+pub(crate) fn probe(worker: &Rc<Worker>, app: &App, endpoint: &Arc<Endpoint>) {
+    let (worker, way) = (Rc::clone(worker), Way::to(endpoint, app));
+    tokio::task::spawn_local(async move {
+        match way.go(&worker).await {
+            Went::Through => way.endpoint.connected(),
+            // It is tried again once its time is over.
+            Went::Nowhere => {}
+            Went::Failed => {
+                way.endpoint.failed(worker.shared.clock, Instant::now());
+            }
+        }
+    });
+}
+
+/// What a connect of the gateway's own has found.
+enum Went {
+    /// Requests may go there.
+    Through,
+    /// Nothing, for want of something on this machine.
+    Nowhere,
+    Failed,
+}
+
+/// The way to an endpoint, with what has to be known of its app.
+struct Way {
+    endpoint: Arc<Endpoint>,
+    app: Arc<AppShared>,
+    settings: Arc<Settings>,
+}
+
+impl Way {
+    fn to(endpoint: &Arc<Endpoint>, app: &App) -> Self {
+        Self {
+            endpoint: Arc::clone(endpoint),
+            app: Arc::clone(&app.shared),
+            settings: Arc::clone(&app.settings),
+        }
+    }
+
+    /// Connects, and asks whose the port is if a request had to.
+    async fn go(&self, worker: &Worker) -> Went {
+        let going = async {
+            let stream = match TcpStream::connect(self.endpoint.address).await {
+                Ok(stream) => stream,
+                Err(error) if upstream::is_own_fault(&error) => return Went::Nowhere,
+                Err(_) => return Went::Failed,
+            };
+            let Some(question) = Question::of(&worker.shared, &self.app, &self.settings, &self.endpoint) else {
+                return Went::Through;
+            };
+            if question.is_answered(worker, &self.endpoint, stream).await {
+                return Went::Through;
+            }
+            worker.stats().identity_failures.add(1);
+            Went::Failed
+        };
+        tokio::time::timeout(self.settings.connect, going)
+            .await
+            .unwrap_or(Went::Failed)
     }
 }
 
@@ -119,17 +186,17 @@ fn longer(pause: Duration, within: Duration) -> Duration {
 }
 
 /// Connects to the endpoint again and again until one connect comes through, or nobody wants to know any more.
-async fn attend(worker: &Worker, app: &AppShared, endpoint: &Endpoint, within: Duration) {
-    let clock = worker.shared.clock;
+async fn attend(worker: &Worker, way: &Way) {
+    let (clock, endpoint, within) = (worker.shared.clock, &*way.endpoint, way.settings.connect);
     let mut under_way = FuturesUnordered::new();
     let mut pause = PAUSE.0;
     while goes_on(
         endpoint,
-        app.wanted.load(Ordering::Relaxed),
+        way.app.wanted.load(Ordering::Relaxed),
         clock.millis(Instant::now()),
     ) {
         worker.stats().connects.add(1);
-        under_way.push(tokio::time::timeout(within, TcpStream::connect(endpoint.address)));
+        under_way.push(way.go(worker));
         let next = tokio::time::sleep(pause);
         tokio::pin!(next);
         loop {
@@ -138,13 +205,13 @@ async fn attend(worker: &Worker, app: &AppShared, endpoint: &Endpoint, within: D
                 () = &mut next => break,
             };
             match ended {
-                Ok(Ok(_)) => {
+                Went::Through => {
                     tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container,
                         endpoint = %endpoint.address, "endpoint can be reached again");
                     return endpoint.connected();
                 }
-                Ok(Err(error)) if upstream::is_own_fault(&error) => {}
-                _ => {
+                Went::Nowhere => {}
+                Went::Failed => {
                     worker.stats().connect_failures.add(1);
                     failed(endpoint, clock, within);
                 }

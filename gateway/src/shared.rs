@@ -1,7 +1,8 @@
 //! What all workers, the follower and the admin server share.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use certificates::SealingKeys;
@@ -62,6 +63,9 @@ pub(crate) struct TcpStatus {
     pub(crate) coming: AtomicU64,
 }
 
+/// The copy is the snapshot file's.
+pub(crate) const OF_A_FILE: u64 = u64::MAX;
+
 /// How the registry copy is.
 #[derive(Debug, Default)]
 pub(crate) struct RegistryStatus {
@@ -69,6 +73,9 @@ pub(crate) struct RegistryStatus {
     pub(crate) loaded: CancellationToken,
     /// [`Clock::millis`] since which the registry is out of reach; 0: it is in reach.
     pub(crate) stale_since: AtomicU64,
+    /// [`Clock::millis`] since which what requests obey is not kept true; 0: it is; [`OF_A_FILE`]: nobody knows. Follows
+    /// `stale_since`, but becomes 0 only after requests obey what the registry says.
+    pub(crate) outdated_since: AtomicU64,
     /// Newest revision applied.
     pub(crate) revision: AtomicI64,
     pub(crate) changes: AtomicU64,
@@ -89,6 +96,16 @@ impl Shared {
         self.registry.loaded.cancelled().await;
         if let Some(tls) = &self.tls {
             tls.taken.cancelled().await;
+        }
+    }
+
+    /// Whether the copy of the registry is so old that a port in it may be another app's by now.
+    pub(crate) fn is_outdated(&self, now: Instant) -> bool {
+        let after = self.config.identity_after_ms;
+        match self.registry.outdated_since.load(Ordering::Acquire) {
+            0 => after == 0,
+            OF_A_FILE => true,
+            since => self.clock.millis(now).saturating_sub(since) >= after,
         }
     }
 

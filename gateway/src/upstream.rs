@@ -1,5 +1,6 @@
 //! One try at one endpoint: a connection, kept or new, the request on it, and what became of it.
 
+use std::cell::Cell;
 use std::error::Error as _;
 use std::future::{Future as _, poll_fn};
 use std::io;
@@ -19,7 +20,9 @@ use crate::body::{RequestBody, ResponseBody};
 use crate::eject::Endpoint;
 use crate::exchange::Exchange;
 use crate::flight::Flight;
+use crate::h2c::{Failed, Stream};
 use crate::http1::{Failure, Http1};
+use crate::identity::Question;
 use crate::pool::Sender;
 use crate::table::App;
 use crate::websocket;
@@ -46,6 +49,8 @@ pub(crate) enum Sent {
     Expired,
     /// The endpoint takes no WebSockets over HTTP/2. It saw nothing of the request.
     NoSockets,
+    /// Who took a new connection did not prove to be the app, and saw nothing of the request.
+    Stranger,
 }
 
 /// How a request is sent.
@@ -110,17 +115,18 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
         worker.kept(endpoint.id)
     };
     let kept = found.is_some();
-    let found = match found {
+    let mut http1 = match found {
         Some(http1) => {
             worker.stats().reused.add(1);
-            Some(http1)
+            http1
         }
         // Boxed: most requests need no space for it.
-        None => Box::pin(dial(flight, endpoint, call.app))
-            .await
-            .map(|stream| Box::new(Http1::new(stream))),
+        None => match Box::pin(fresh(flight, endpoint, call.app)).await {
+            Ok(http1) => http1,
+            Err(sent) => return Outcome::of(sent, kept),
+        },
     };
-    let (Some(mut http1), Some(body)) = (found, call.body.take()) else {
+    let Some(body) = call.body.take() else {
         return Outcome::of(Sent::Unsent, kept);
     };
     http1.begin(call.parts, body);
@@ -147,17 +153,16 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
 }
 
 async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
-    let (worker, within) = (call.worker, call.app.settings.connect);
+    let worker = call.worker;
     let (stream, kept) = match worker.streams.place(endpoint.id) {
-        Some(stream) => (Some(stream), true),
-        None => {
-            let connect = dial(flight, endpoint, call.app);
-            // Boxed: most requests need no space for it.
-            let taken = Box::pin(worker.streams.take(endpoint.id, &worker.back, within, connect)).await;
-            taken.map_or((None, false), |(stream, kept)| (Some(stream), kept))
-        }
+        Some(stream) => (stream, true),
+        // Boxed: most requests need no space for it.
+        None => match Box::pin(place(flight, endpoint, call.app)).await {
+            Ok(taken) => taken,
+            Err(sent) => return Outcome::of(sent, false),
+        },
     };
-    let (Some(stream), Some(body)) = (stream, call.body.take()) else {
+    let Some(body) = call.body.take() else {
         return Outcome::of(Sent::Unsent, false);
     };
     let mut request = Request::from_parts(call.parts.clone(), body);
@@ -281,6 +286,79 @@ pub(crate) fn is_own_fault(error: &io::Error) -> bool {
     errno.is_some_and(|errno| wants.contains(&errno))
 }
 
+/// A new connection to the endpoint, whose it has proved to be where that is asked.
+async fn fresh(flight: &Flight, endpoint: &Endpoint, app: &App) -> Result<Box<Http1>, Sent> {
+    let (worker, begun) = (flight.worker(), Instant::now());
+    let dial = async || dial(flight, endpoint, app).await.ok_or(Sent::Unsent);
+    let Some(question) = Question::of(&worker.shared, &app.shared, &app.settings, endpoint) else {
+        let stream = dial().await?;
+        endpoint.reach.reached();
+        return Ok(Box::new(Http1::new(stream)));
+    };
+    let mut http1 = Box::new(Http1::new(dial().await?));
+    let asking = async {
+        match question.http1(worker, &mut http1).await {
+            Some(true) => Ok(()),
+            // It ends its connections with each answer. Whose the port is has been said just now.
+            Some(false) => {
+                *http1 = Http1::new(dial().await?);
+                Ok(())
+            }
+            None => Err(Sent::Stranger),
+        }
+    };
+    let left = app.settings.connect.saturating_sub(begun.elapsed());
+    let asked = tokio::time::timeout(left, asking).await.unwrap_or(Err(Sent::Stranger));
+    flight.connect.set(begun.elapsed());
+    match asked {
+        Ok(()) => endpoint.reach.reached(),
+        Err(Sent::Stranger) => stranger(worker, endpoint),
+        Err(_) => {}
+    }
+    asked.map(|()| http1)
+}
+
+/// A place on a connection in HTTP/2 to the endpoint, a new one if need be, of which the same holds; whether it was there already.
+async fn place(flight: &Flight, endpoint: &Endpoint, app: &App) -> Result<(Stream, bool), Sent> {
+    let (worker, within, begun) = (flight.worker(), app.settings.connect, Instant::now());
+    let question = Question::of(&worker.shared, &app.shared, &app.settings, endpoint);
+    let dialled = Cell::new(false);
+    let connect = async {
+        let stream = dial(flight, endpoint, app).await?;
+        dialled.set(true);
+        if question.is_none() {
+            endpoint.reach.reached();
+        }
+        Some(stream)
+    };
+    let prove = async |sender| {
+        let Some(question) = &question else { return true };
+        let proved = question.http2(worker, sender).await;
+        if proved {
+            endpoint.reach.reached();
+            flight.connect.set(begun.elapsed());
+        }
+        proved
+    };
+    let taken = worker.streams.take(endpoint.id, &worker.back, within, connect, prove);
+    taken.await.map_err(|why| match why {
+        Failed::Peer if question.is_some() => {
+            if dialled.get() {
+                flight.connect.set(begun.elapsed());
+                stranger(worker, endpoint);
+            }
+            Sent::Stranger
+        }
+        Failed::Peer | Failed::Connect => Sent::Unsent,
+    })
+}
+
+/// Writes down that who took a connection did not prove to be the app.
+fn stranger(worker: &Worker, endpoint: &Endpoint) {
+    worker.stats().identity_failures.add(1);
+    endpoint.connect_failed();
+}
+
 /// A socket to the endpoint, or none within the time.
 async fn dial(flight: &Flight, endpoint: &Endpoint, app: &App) -> Option<TcpStream> {
     let (worker, within, begun) = (flight.worker(), app.settings.connect, Instant::now());
@@ -297,7 +375,6 @@ async fn dial(flight: &Flight, endpoint: &Endpoint, app: &App) -> Option<TcpStre
             return None;
         }
     };
-    endpoint.reach.reached();
     let took = begun.elapsed();
     flight.connect.set(took);
     app.shared.stats().of(worker.index).connect.observe(took);

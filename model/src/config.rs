@@ -25,6 +25,9 @@ pub struct AppConfig {
     /// The app does not see the paths of its domains: a request at `shop.example.com/api/x` reaches it as `/x`, with
     /// `X-Forwarded-Prefix: /api`. Default false: as it came.
     pub strip_prefix: bool,
+    /// The app answers `GET` of this path with 2xx and its own id in `X-Caas-App`, by which a gateway that is cut off from the
+    /// registry knows its instances from others. Default empty: it does not, and nobody asks.
+    pub identity_path: String,
     /// What the app speaks; of its instances each what its release was deployed with, see [`Protocol::of_instance`].
     pub protocol: Protocol,
     /// Versions whose instances speak another HTTP than `protocol`. Written by registry-sync at publication, and nobody's to set:
@@ -68,6 +71,7 @@ impl Default for AppConfig {
         Self {
             domains: Vec::new(),
             strip_prefix: false,
+            identity_path: String::new(),
             protocol: Protocol::default(),
             protocols: BTreeMap::new(),
             drain_s: None,
@@ -256,6 +260,18 @@ impl AppConfig {
             } else if domain.contains('/') && self.protocol == Protocol::Tcp {
                 let text = format!("{domain:?} has a path, which an app with protocol \"tcp\" never sees");
                 errors.push(SpecError::new(format!("/domains/{i}"), text));
+            }
+        }
+        if !self.identity_path.is_empty() {
+            let path = self.identity_path.as_bytes();
+            let sound =
+                path[0] == b'/' && path.len() <= 1_024 && path.iter().all(|b| b.is_ascii_graphic() && *b != b'#');
+            if !sound {
+                let why = "must begin with '/' and have at most 1,024 visible ASCII characters, none of them '#'";
+                errors.push(SpecError::new("/identity_path", why));
+            } else if self.protocol == Protocol::Tcp {
+                let why = "an app with protocol \"tcp\" can't be asked: leave it empty";
+                errors.push(SpecError::new("/identity_path", why));
             }
         }
         if self.protocols.len() > MAX_PROTOCOLS {
@@ -503,10 +519,16 @@ mod tests {
             r#"{"hash":"client_address","weights":{"1":95,"2":5},"sticky":"version"}"#,
             r#"{"protocol":"tcp","tcp":{"port":31000,"proxy_protocol":"v2","passthrough":true}}"#,
             r#"{"protocol":"h2c","redirect_https":true,"strip_prefix":true}"#,
+            r#"{"identity_path":"/who?a=b"}"#,
+            r#"{"protocol":"tcp","identity_path":""}"#,
         ] {
             assert_eq!(fields(good), Vec::<String>::new(), "{good}");
         }
         for (bad, field) in [
+            (r#"{"identity_path":"who"}"#, "/identity_path"),
+            (r#"{"identity_path":"/who am i"}"#, "/identity_path"),
+            (r#"{"identity_path":"/who#me"}"#, "/identity_path"),
+            (r#"{"protocol":"tcp","identity_path":"/who"}"#, "/identity_path"),
             (r#"{"tcp":{"port":31000}}"#, "/tcp"),
             (r#"{"protocol":"h2c","tcp":{"passthrough":true}}"#, "/tcp"),
             (r#"{"hash":{"header":"X-User"}}"#, "/hash/header"),

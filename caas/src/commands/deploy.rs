@@ -61,6 +61,10 @@ pub(crate) struct DeployArgs {
     /// The paths of its domains are taken off before the app is asked
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     strip_prefix: Option<bool>,
+    /// The app answers GET of this path with the header X-Caas-App: {app}, by which gateways that have lost the registry know its
+    /// instances; '' takes it back
+    #[arg(long, value_name = "PATH")]
+    identity_path: Option<String>,
     /// What the app speaks: http, h2c (gRPC) or tcp [default at first: http]
     #[arg(long, value_name = "PROTOCOL", value_parser = parse::protocol)]
     protocol: Option<Protocol>,
@@ -249,9 +253,12 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
         ("passthrough", args.tls_passthrough.map(|on| json!(on))),
     ];
     let names_tcp = args.tcp_port.is_some() || args.tls_passthrough == Some(true);
-    let configures = !args.domain.is_empty() || args.strip_prefix.is_some() || tcp.iter().any(|(_, v)| v.is_some());
+    let configures = !args.domain.is_empty()
+        || args.strip_prefix.is_some()
+        || args.identity_path.is_some()
+        || tcp.iter().any(|(_, v)| v.is_some());
     if configures && args.canary.is_some() {
-        let why = "a canary shares the app's configuration: leave --domain, --strip-prefix, --tcp-port and --tls-passthrough out";
+        let why = "a canary shares the app's configuration: leave --domain, --strip-prefix, --identity-path, --tcp-port and --tls-passthrough out";
         return Err(Failure::usage(why));
     }
     if !args.domain.is_empty() {
@@ -259,6 +266,9 @@ fn request(args: &DeployArgs, file: Option<AppFile>) -> Result<Request, Failure>
     }
     if let Some(strip) = args.strip_prefix {
         config.insert("strip_prefix".into(), json!(strip));
+    }
+    if let Some(path) = &args.identity_path {
+        config.insert("identity_path".into(), json!(path));
     }
     // Who names the port says what is spoken there.
     if let Some(protocol) = args.protocol.or(names_tcp.then_some(Protocol::Tcp)) {
@@ -409,6 +419,7 @@ mod tests {
             health: Some(Health::Path("/up".into())),
             domain: vec!["a.example".into()],
             strip_prefix: Some(true),
+            identity_path: Some("/_ping".into()),
             label: vec![("disk".into(), "ssd".into())],
             ..hello()
         };
@@ -420,7 +431,7 @@ mod tests {
                     "port": 3000, "memory_mb": 512, "health": {"kind": "http", "path": "/up"},
                     "placement": {"labels": {"disk": "ssd"}}
                 },
-                "config": {"domains": ["a.example"], "strip_prefix": true}
+                "config": {"domains": ["a.example"], "strip_prefix": true, "identity_path": "/_ping"}
             })
         );
     }

@@ -2,6 +2,7 @@
 //! the client's connection or stream. Between two requests it is a socket and nothing more.
 
 mod arriving;
+mod asking;
 mod decode;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

@@ -269,7 +269,7 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
     loop {
         let now = Instant::now();
         let app = Arc::clone(&passage.app);
-        let probe = |endpoint: &Arc<Endpoint>| crate::forward::probe(&worker, endpoint, app.settings.connect);
+        let probe = |endpoint: &Arc<Endpoint>| reach::probe(&worker, &app, endpoint);
         let mut ask = Ask {
             version: passage.call.version.clone(),
             ..Ask::default()

@@ -19,6 +19,7 @@ mod http2_floods;
 mod http2_frames;
 mod http2_support;
 mod http2_tunnels;
+mod identity;
 mod interim;
 mod limits;
 mod operators;

@@ -11,6 +11,9 @@ pub(in crate::api) struct AppConfig {
     domains: Option<Vec<String>>,
     /// The paths of its domains are taken off before the app is asked.
     strip_prefix: Option<bool>,
+    /// The app answers `GET` of this path with its id in `X-Caas-App`; empty: it does not.
+    #[schema(max_length = 1024)]
+    identity_path: Option<String>,
     protocol: Option<Protocol>,
     tcp: Option<Tcp>,
     /// Plain HTTP requests are redirected to HTTPS (308).

@@ -137,6 +137,24 @@ async fn the_other_verbs_change_what_is_wanted() {
         .problem(409, "APP_BUSY");
 }
 
+#[tokio::test]
+async fn the_path_that_says_whose_an_instance_is_can_be_set_and_taken_back() {
+    let world = World::with_host().await;
+    let body = |path: &str| json!({"version": "1", "config": {"identity_path": path}});
+    world.deploy("hello", body("/who")).await.is(202);
+    let path = async || world.get("/apps/hello").await.is(200).body["app"]["config"]["identity_path"].clone();
+    assert_eq!(path().await, "/who");
+    let refused = world.deploy("hello", body("who")).await;
+    refused.problem(400, "INVALID_SPEC").field("/config/identity_path");
+    let bytes = json!({"version": "1", "config": {"protocol": "tcp", "identity_path": "/who"}});
+    let refused = world.deploy("bytes", bytes).await;
+    refused.problem(400, "INVALID_SPEC").field("/config/identity_path");
+    world.deploy("hello", json!({"version": "2"})).await.is(202);
+    assert_eq!(path().await, "/who", "as it was");
+    world.deploy("hello", body("")).await.is(202);
+    assert_eq!(path().await, "");
+}
+
 /// Marks the app's newest operation and release as the loops do when all is routed.
 async fn settle(world: &World, app: &str) {
     let app = world.store.app_fetch(&app.parse().unwrap()).await.unwrap().unwrap();
