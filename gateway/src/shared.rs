@@ -99,6 +99,11 @@ impl Shared {
         }
     }
 
+    /// Whether it is.
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.registry.loaded.is_cancelled() && self.tls.as_ref().is_none_or(|tls| tls.taken.is_cancelled())
+    }
+
     /// Whether the copy of the registry is so old that a port in it may be another app's by now.
     pub(crate) fn is_outdated(&self, now: Instant) -> bool {
         let after = self.config.identity_after_ms;
@@ -107,11 +112,6 @@ impl Shared {
             OF_A_FILE => true,
             since => self.clock.millis(now).saturating_sub(since) >= after,
         }
-    }
-
-    /// Whether it is.
-    pub(crate) fn is_loaded(&self) -> bool {
-        self.registry.loaded.is_cancelled() && self.tls.as_ref().is_none_or(|tls| tls.taken.is_cancelled())
     }
 
     /// `https_port`: where TLS is listened, if it is.
