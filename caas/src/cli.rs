@@ -210,6 +210,7 @@ mod tests {
             "gateway routes",
             "gateway endpoints hello --admin http://127.0.0.1:9090 -o json",
             "gateway explain hello.example.com /path --client 203.0.113.7 --cookie a=b",
+            "gateway explain hello.example.com --method POST --https --server-name example.com --header a:b --header c:d",
             "gateway eject hello 0a1b2c --for 1h",
             "gateway uneject hello 10.0.0.1:20000",
             "gateway drain",

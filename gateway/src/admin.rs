@@ -77,7 +77,7 @@ fn text(status: StatusCode, kind: &'static str, body: String) -> Response<Full<B
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 const JSON: &str = "application/json";
-const HELP: &str = "GET /live /ready /metrics /routes[?app=NAME] /endpoints[?app=NAME] /explain?host=HOST[&path=&client=&cookie=]\n\
+const HELP: &str = "GET /live /ready /metrics /routes[?app=NAME] /endpoints[?app=NAME] /explain?host=HOST[&path=&method=&client=&https=1&server_name=&cookie=&header=NAME:VALUE]\n\
                     POST /eject /uneject /drain /undrain\n";
 
 /// An error as problem+json (RFC 9457).
@@ -119,7 +119,7 @@ async fn answer(shared: &Shared, request: Request<Incoming>) -> Response<Full<By
                 "there is no app of this name here",
             ),
         },
-        "/explain" => match explain::explain(shared, &said) {
+        "/explain" => match explain::explain(shared, &query) {
             Ok(body) => text(StatusCode::OK, JSON, body),
             Err(detail) => problem(StatusCode::BAD_REQUEST, "bad_request", &detail),
         },

@@ -95,6 +95,42 @@ impl Reason {
     }
 }
 
+/// An answer of the gateway's own instead of an app's.
+pub(crate) struct Refusal {
+    pub(crate) reason: Reason,
+    /// Seconds until the client may come again, where they are known.
+    pub(crate) wait: Option<u64>,
+    /// Where the client is to go.
+    pub(crate) location: Option<HeaderValue>,
+    /// What an authority is answered.
+    pub(crate) proof: Option<Bytes>,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            wait: None,
+            location: None,
+            proof: None,
+        }
+    }
+}
+
+impl Refusal {
+    /// The answer that says so.
+    pub(crate) fn into_answer(self, shape: Shape) -> Response<ResponseBody> {
+        let mut response = match self.proof {
+            Some(body) => proof(body),
+            None => answer(self.reason, shape, self.wait),
+        };
+        if let Some(location) = self.location {
+            response.headers_mut().insert(header::LOCATION, location);
+        }
+        response
+    }
+}
+
 /// How an answer of the gateway's own looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Shape {

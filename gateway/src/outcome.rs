@@ -1,19 +1,57 @@
 //! What the end of a try means for the endpoint that had it, and for the client's way to the next one.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use http::{Response, header};
 
 use crate::answer::Reason;
-use crate::balance::{Ask, PENALTY_US, Plan};
+use crate::balance::{Ask, PENALTY_US, Plan, Tried};
 use crate::body::ResponseBody;
 use crate::eject::Endpoint;
 use crate::flight::Flight;
+use crate::reach;
 use crate::table::App;
 use crate::worker::Worker;
 
 /// What is said of an answer that began and broke off.
 pub(crate) const CUT: &str = "answer_cut";
+
+/// Notes a failure at the endpoint that the request is at. `kept`: on a kept connection, which says nothing about the endpoint.
+pub(crate) fn failed(
+    flight: &mut Flight,
+    worker: &Rc<Worker>,
+    app: &App,
+    tried: &mut Tried,
+    kept: bool,
+    reason: Reason,
+    now: Instant,
+) {
+    if let Some(entered) = flight.entered() {
+        let endpoint = entered.endpoint();
+        tried.add(endpoint.id, kept);
+        if kept {
+            worker.stats().stale.add(1);
+        } else if !flight.own_fault.take() {
+            left_out(worker, app, endpoint, reason.as_str(), now);
+        }
+    }
+    flight.leave();
+}
+
+/// Leaves an endpoint to which a connect has failed out of the turn for a while.
+pub(crate) fn left_out(worker: &Rc<Worker>, app: &App, endpoint: &Endpoint, reason: &'static str, now: Instant) {
+    reach::look_after(worker, app, now);
+    let before = endpoint.failures();
+    endpoint.note(reason, worker.shared.clock, now);
+    let time = endpoint.failed(worker.shared.clock, now);
+    if endpoint.failures() != before {
+        worker.stats().ejections.add(1);
+        app.shared.stats().of(worker.index).ejections.add(1);
+        tracing::info!(app = %endpoint.key.app, container = %endpoint.key.container, endpoint = %endpoint.address,
+            for_ms = time.as_millis() as u64, reason, "endpoint left out after a failure");
+    }
+}
 
 /// Notes that the endpoint took the request and gave no answer that can be used.
 pub(crate) fn no_answer(flight: &Flight, worker: &Worker, app: &App, reason: Reason) {

@@ -64,15 +64,24 @@ pub(crate) struct ExplainArgs {
     /// Its path
     #[arg(default_value = "/")]
     path: String,
+    /// Its method
+    #[arg(long, default_value = "GET")]
+    method: String,
+    /// It comes to the port for TLS
+    #[arg(long)]
+    https: bool,
+    /// The server that the TLS handshake names, if it is another than the host
+    #[arg(long, value_name = "NAME", requires = "https")]
+    server_name: Option<String>,
     /// The client's address
     #[arg(long, value_name = "IP")]
     client: Option<std::net::IpAddr>,
     /// Its Cookie header
     #[arg(long)]
     cookie: Option<String>,
-    /// A further header, as NAME:VALUE
-    #[arg(long)]
-    header: Option<String>,
+    /// A further header, as NAME:VALUE; may be given several times
+    #[arg(long = "header", value_name = "NAME:VALUE")]
+    headers: Vec<String>,
 }
 
 /// An endpoint of an app.
@@ -113,21 +122,20 @@ pub(crate) async fn run(command: &GatewayCommand, output: Output) -> Result<(), 
         }
         GatewayCommand::Explain(args) => {
             let client = args.client.map(|c| c.to_string());
-            let asked = [
+            let mut asked = vec![
                 ("host", Some(args.host.as_str())),
                 ("path", Some(args.path.as_str())),
+                ("method", Some(args.method.as_str())),
+                ("https", args.https.then_some("1")),
+                ("server_name", args.server_name.as_deref()),
                 ("client", client.as_deref()),
                 ("cookie", args.cookie.as_deref()),
-                ("header", args.header.as_deref()),
             ];
+            asked.extend(args.headers.iter().map(|field| ("header", Some(field.as_str()))));
             let answer = admin(&args.admin)?.get(&query("/explain", &asked)).await?;
             show(output, &answer, explanation);
-            if answer["outcome"] != "forward" {
-                let outcome = answer["outcome"].as_str().unwrap_or("unknown");
-                return Err(Failure::new(
-                    exit::ERROR,
-                    format!("the gateway would answer by itself: {outcome}"),
-                ));
+            if let Some(message) = refused(&answer) {
+                return Err(Failure::new(exit::ERROR, message));
             }
         }
         GatewayCommand::Eject(args) => {
@@ -265,12 +273,27 @@ fn endpoints_table(answer: &Value) -> String {
     render::table(&headers, rows.collect())
 }
 
+/// That the request would reach no app, if it would not.
+fn refused(answer: &Value) -> Option<String> {
+    let outcome = answer["outcome"].as_str().unwrap_or("unknown");
+    if matches!(outcome, "forward" | "passthrough") {
+        None
+    } else if answer["status"].is_null() {
+        Some(format!("the gateway would close the connection: {outcome}"))
+    } else {
+        Some(format!("the gateway would answer by itself: {outcome}"))
+    }
+}
+
 fn explanation(answer: &Value) -> String {
     let mut lines = vec![format!(
         "outcome  {} {}",
         text(answer, "outcome"),
         answer["status"].as_u64().map_or_else(String::new, |s| s.to_string())
     )];
+    if !answer["location"].is_null() {
+        lines.push(format!("location {}", text(answer, "location")));
+    }
     lines.push(format!("rule     {}", text(answer, "rule")));
     if answer["app"] != "" {
         lines.push(format!(
@@ -382,6 +405,23 @@ mod tests {
             "{told}"
         );
         assert!(told.contains("shares   1 95.0%, 2 5.0%"), "{told}");
+        for (outcome, status, message) in [
+            ("forward", Value::Null, None),
+            ("passthrough", Value::Null, None),
+            (
+                "unknown_app",
+                404.into(),
+                Some("the gateway would answer by itself: unknown_app"),
+            ),
+            (
+                "unknown_name",
+                Value::Null,
+                Some("the gateway would close the connection: unknown_name"),
+            ),
+        ] {
+            let told = json!({ "outcome": outcome, "status": status });
+            assert_eq!(refused(&told).as_deref(), message);
+        }
         let routes =
             routes_table(&json!({ "routes": [{ "host": "h", "app": "a", "in_flight": 1, "endpoints": [endpoint] }] }));
         assert!(routes.contains("0/1"), "{routes}");

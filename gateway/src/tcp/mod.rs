@@ -11,7 +11,7 @@
 mod claims;
 mod greeting;
 pub(crate) mod metrics;
-mod passage;
+pub(crate) mod passage;
 pub(crate) mod passthrough;
 mod ports;
 mod splice;

@@ -24,6 +24,7 @@ use crate::limit::OneConnection;
 use crate::outcome;
 use crate::rate::{Asking, Held};
 use crate::reach;
+use crate::shared::Shared;
 use crate::table::App;
 use crate::upstream;
 use crate::worker::Worker;
@@ -222,18 +223,27 @@ pub(crate) async fn carry(worker: &Rc<Worker>, app: Arc<App>, mut client: TcpStr
     }
 }
 
+/// What the app's configuration, and the gateway's deny list, refuse.
+pub(crate) fn turned_away(shared: &Shared, app: &App, ip: IpAddr, under_way: u32) -> Result<(), Outcome> {
+    if app.settings.config.protocol != Protocol::Tcp {
+        return Err(Outcome::NoEndpoints);
+    }
+    if shared.deny.contains(ip) || app.settings.deny.contains(ip) {
+        return Err(Outcome::Denied);
+    }
+    if under_way >= app.settings.max_in_flight {
+        return Err(Outcome::Overloaded);
+    }
+    Ok(())
+}
+
 /// Everything that is decided before an endpoint is asked. `under_way`: connections of the app before this one.
 fn admit(passage: &Passage, under_way: u32) -> Result<Option<OneConnection>, Outcome> {
     let (worker, app, ip) = (&passage.worker, &passage.app, passage.ip);
     let (shared, settings) = (&worker.shared, &passage.app.settings);
-    if app.settings.config.protocol != Protocol::Tcp {
-        return Err(Outcome::NoEndpoints);
-    }
-    if shared.deny.contains(ip) || settings.deny.contains(ip) {
-        return Err(Outcome::Denied);
-    }
+    turned_away(shared, app, ip, under_way)?;
     let most = shared.config.max_connections.div_ceil(shared.workers.len()) as u64;
-    if under_way >= settings.max_in_flight || worker.stats().connections_open.get() > most {
+    if worker.stats().connections_open.get() > most {
         return Err(Outcome::Overloaded);
     }
     let slot = if passage.call.tls || shared.trusted.contains(ip) {
@@ -312,7 +322,7 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
             Err(Refused::ByGateway) => Outcome::ConnectFailed,
             Err(Refused::ByEndpoint) => {
                 let failure = Outcome::ConnectFailed;
-                crate::forward::left_out(&worker, &app, &endpoint, failure.as_str(), Instant::now());
+                outcome::left_out(&worker, &app, &endpoint, failure.as_str(), Instant::now());
                 failure
             }
             Err(Refused::Unanswered) => {

@@ -6,22 +6,29 @@ use std::sync::Arc;
 use model::config::Protocol;
 
 use crate::route::{self, Target};
-use crate::table::App;
+use crate::table::{App, Table};
 use crate::tls::hello::Hello;
 use crate::worker::Worker;
 
 /// The app that the client names and that wants its connections as they are, and the version that the name asks for.
 pub(crate) fn wanted(worker: &Worker, hello: &Hello) -> Option<(Arc<App>, Option<Box<str>>)> {
     let name = hello.server_name()?;
-    let mut scratch = [0; 254];
+    worker.with_table(|table| {
+        let (app, version) = named(table, &worker.shared.config.domain, &name)?;
+        Some((Arc::clone(app), version))
+    })
+}
+
+/// The same by the name alone, at a gateway for the domain `own`.
+pub(crate) fn named<'t>(table: &'t Table, own: &str, name: &str) -> Option<(&'t Arc<App>, Option<Box<str>>)> {
+    let mut scratch = route::SCRATCH;
     let name = route::name(name.as_bytes(), &mut scratch).ok()?;
-    let own = &worker.shared.config.domain;
     let target = route::target(name, own);
     let version = match target {
         Target::Version { version, .. } => Some(version.into()),
         Target::App(_) | Target::Domain(_) => None,
     };
-    let app = worker.with_table(|table| table.find(target, own, "").map(|(app, _)| Arc::clone(app)))?;
+    let (app, _) = table.find(target, own, "")?;
     let config = &app.settings.config;
     let wants = config.protocol == Protocol::Tcp && config.tcp.passthrough;
     wants.then_some((app, version))

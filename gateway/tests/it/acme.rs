@@ -39,7 +39,12 @@ fn settings(tls: bool) -> (Config, SealingKeys, TempDir) {
 }
 
 /// The domain's challenge beside `certificate`.
-fn challenge(keys: &SealingKeys, domain: &str, text: &str, certificate: SealedCertificate) -> RegistryChange {
+pub(crate) fn challenge(
+    keys: &SealingKeys,
+    domain: &str,
+    text: &str,
+    certificate: SealedCertificate,
+) -> RegistryChange {
     let name: CertificateName = domain.parse().unwrap();
     let sealed = keys.seal(&about_challenge(&name), text.as_bytes()).unwrap();
     let challenge = Some(sealed.into());
@@ -52,7 +57,7 @@ fn challenge(keys: &SealingKeys, domain: &str, text: &str, certificate: SealedCe
     )
 }
 
-fn none() -> SealedCertificate {
+pub(crate) fn none() -> SealedCertificate {
     SealedCertificate::new("", "")
 }
 

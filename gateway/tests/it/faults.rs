@@ -241,3 +241,38 @@ async fn large_answers_stream_through() {
     let head = got.windows(4).position(|w| w == b"\r\n\r\n").expect("a head") + 4;
     assert_eq!(got.len() - head, 50_000_000);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_at_an_endpoint_that_has_gone_is_asked_elsewhere() {
+    // Takes one request, says nothing about it, and no connect gets through any more.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let (taken, mut is_taken) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        read_until(&mut stream, "\r\n\r\n").await;
+        taken.send(()).unwrap();
+        std::future::pending::<()>().await;
+    });
+    let other = Recorder::start("other").await;
+    let gateway = Gateway::hello(&[at, other.at]).await;
+    let waiting = loop {
+        let http = gateway.http;
+        let mut waiting = tokio::spawn(async move { get_from(http, "hello.localhost", "/").await });
+        tokio::select! {
+            taken = &mut is_taken => {
+                taken.unwrap();
+                break waiting;
+            }
+            answered = &mut waiting => assert_eq!(answered.unwrap().body, "other"),
+        }
+    };
+    let start = Instant::now();
+    while !waiting.is_finished() {
+        assert!(start.elapsed() < LIMIT, "long before the time for an answer is over");
+        assert_eq!(gateway.get("hello.localhost", "/").await.body, "other");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(waiting.await.unwrap().body, "other");
+}

@@ -6,6 +6,7 @@ extern crate caas_gateway as gateway;
 
 mod acme;
 mod balance;
+mod explain;
 mod faults;
 mod follow;
 mod grpc;
@@ -22,6 +23,7 @@ mod http2_tunnels;
 mod identity;
 mod interim;
 mod limits;
+mod observing;
 mod operators;
 mod outages;
 mod passthrough;

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::support::*;
 
 /// A port at which nobody listens, so that a gateway can; none of those that the kernel gives to others meanwhile.
-async fn free_port() -> u16 {
+pub(crate) async fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
         let own = u16::try_from(std::process::id() % 1_000).unwrap() * 20;
