@@ -1,8 +1,7 @@
-//! One client connection from accept to close: requests one after the other, its time limits, idle parking, and the hand-over
-//! to a tunnel.
+//! One client connection from accept to close: requests one after the other, its time limits, idle parking, heads that come slowly,
+//! and the hand-over to a tunnel.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -14,16 +13,16 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
-use tokio::net::TcpStream;
 
 use crate::answer::{self, Reason};
 use crate::client::{Client, Socket};
-use crate::door::{self, Open};
+use crate::door::Open;
 use crate::exchange::{Exchange, Verdict, Watch};
 use crate::forward;
 use crate::http2;
 use crate::idle;
 use crate::limit::OneConnection;
+use crate::owed::{self, Came, Owing};
 use crate::stream::Stream;
 use crate::tls;
 use crate::upgrade::{self, Tunnel};
@@ -39,8 +38,10 @@ pub(crate) const SHORT: (Duration, Duration) = (Duration::from_secs(2), Duration
 /// How a stretch of serving ended.
 enum Done {
     Closed,
-    /// Idle: the socket, and bytes already read.
-    Parked(Stream, Bytes),
+    /// Between requests.
+    Parked(Stream),
+    /// A head is on its way.
+    Owing(Owing),
     Tunnel(Stream, Bytes, Tunnel),
 }
 
@@ -48,6 +49,8 @@ enum Done {
 enum Rest {
     /// The socket, until the client asks again.
     Parked(Stream),
+    /// Boxed like all that is not there for long.
+    Owing(Box<Owing>),
     /// What is no HTTP/1 any more, or never was, to its end.
     Other(Pin<Box<dyn Future<Output = ()>>>),
 }
@@ -63,93 +66,103 @@ pub(crate) fn run(
     stream: Stream,
     before: Bytes,
 ) -> impl Future<Output = ()> {
-    let begun = Box::pin(begin(Rc::clone(&open.0), Rc::clone(&client), stream, before));
+    let mut rest = Some(begin(&open.0, &client, stream, before));
     async move {
-        let mut rest = begun.await;
         loop {
-            let asks = match &mut rest {
-                Some(Rest::Parked(stream)) => idle::parked(&open.0, stream).await,
+            match &mut rest {
+                Some(Rest::Parked(stream)) => {
+                    let asks = idle::parked(&open.0, stream).await;
+                    let Some(Rest::Parked(stream)) = rest.take() else { break };
+                    if !asks {
+                        break Box::pin(stream.close()).await;
+                    }
+                    rest = Box::pin(stretch(&open.0, &client, stream, Bytes::new(), None)).await;
+                }
+                Some(Rest::Owing(_)) => {
+                    let Some(Rest::Owing(owing)) = rest.take() else { break };
+                    rest = Box::pin(owe(&open.0, &client, owing)).await;
+                }
                 Some(Rest::Other(other)) => break other.as_mut().await,
                 None => break,
-            };
-            let Some(Rest::Parked(stream)) = rest.take() else { break };
-            if !asks {
-                break Box::pin(stream.close()).await;
             }
-            rest = Box::pin(stretch(&open.0, &client, (stream, Bytes::new()), None)).await;
         }
         drop((slot, open));
     }
 }
 
-/// Finds out what a new connection speaks, and serves it.
-async fn begin(worker: Rc<Worker>, client: Rc<Client>, stream: Stream, before: Bytes) -> Option<Rest> {
-    let begun = Instant::now();
-    let (http2, before) = match &stream {
-        Stream::Plain(socket) => {
-            let before = first(&worker, socket, before).await?;
-            (before.starts_with(http2::PREFACE), before)
-        }
+/// A new connection.
+fn begin(worker: &Rc<Worker>, client: &Rc<Client>, stream: Stream, before: Bytes) -> Rest {
+    let told = match &stream {
+        Stream::Plain(_) => None,
         // The handshake has told.
-        Stream::Tls(tls) => (tls.get_ref().1.alpn_protocol() == Some(tls::HTTP2), before),
+        Stream::Tls(tls) => Some(tls.get_ref().1.alpn_protocol() == Some(tls::HTTP2)),
     };
-    if http2 {
-        let serving = async move { http2::run(&worker, client, stream, before).await };
-        return Some(Rest::Other(Box::pin(serving)));
+    if told == Some(true) {
+        return http2(worker, client, stream, before);
     }
-    stretch(&worker, &client, (stream, before), Some(begun)).await
+    Rest::Owing(Box::new(Owing {
+        stream,
+        held: before.into(),
+        since: Instant::now(),
+        new: told.is_none(),
+    }))
 }
 
-/// Serves requests until there are none for a while. `held` is the socket and what was read of it; `begun` is when a new connection
-/// came, which owes a request.
+fn http2(worker: &Rc<Worker>, client: &Rc<Client>, stream: Stream, before: Bytes) -> Rest {
+    let (worker, client) = (Rc::clone(worker), Rc::clone(client));
+    Rest::Other(Box::pin(async move {
+        http2::run(&worker, client, stream, before).await;
+    }))
+}
+
+/// Waits for the head that the client owes, and serves it.
+async fn owe(worker: &Rc<Worker>, client: &Rc<Client>, mut owing: Box<Owing>) -> Option<Rest> {
+    match owed::read(worker, &mut owing).await {
+        Came::Enough if owing.new && owing.held.starts_with(http2::PREFACE) => {
+            Some(http2(worker, client, owing.stream, owing.held.into()))
+        }
+        Came::Enough => {
+            let Owing {
+                stream, held, since, ..
+            } = *owing;
+            Box::pin(stretch(worker, client, stream, held.into(), Some(since))).await
+        }
+        Came::Late => {
+            worker.refused(Reason::RequestTimeout);
+            if owing.stream.last_word(answer::TIMED_OUT).await {
+                linger(worker, owing.stream, SHORT).await;
+            }
+            None
+        }
+        Came::Gone => None,
+    }
+}
+
+/// Serves requests until there are none for a while. `begun`: since when a head is owed of which `before` came.
 async fn stretch(
     worker: &Rc<Worker>,
     client: &Rc<Client>,
-    mut held: (Stream, Bytes),
-    mut begun: Option<Instant>,
+    stream: Stream,
+    before: Bytes,
+    begun: Option<Instant>,
 ) -> Option<Rest> {
-    loop {
-        let exchange = Rc::new(Exchange::new(Rc::clone(client), worker.limits.patience));
-        exchange.head_begun.set(begun.is_some() || !held.1.is_empty());
-        match serve(worker, &exchange, held.0, held.1, begun.take()).await {
-            Done::Closed => return None,
-            Done::Tunnel(stream, before, tunnel) => {
-                let worker = Rc::clone(worker);
-                let tunnel = async move { upgrade::run(&worker, stream, before, tunnel).await };
-                return Some(Rest::Other(Box::pin(tunnel)));
-            }
-            Done::Parked(stream, before) => {
-                client.last.forget();
-                if before.is_empty() {
-                    return Some(Rest::Parked(stream));
-                }
-                held = (stream, before);
-            }
+    let exchange = Rc::new(Exchange::new(Rc::clone(client), worker.limits.patience));
+    match serve(worker, &exchange, stream, before, begun).await {
+        Done::Closed => None,
+        Done::Parked(stream) => {
+            client.last.forget();
+            Some(Rest::Parked(stream))
+        }
+        Done::Owing(owing) => {
+            client.last.forget();
+            Some(Rest::Owing(Box::new(owing)))
+        }
+        Done::Tunnel(stream, before, tunnel) => {
+            let worker = Rc::clone(worker);
+            let tunnel = async move { upgrade::run(&worker, stream, before, tunnel).await };
+            Some(Rest::Other(Box::pin(tunnel)))
         }
     }
-}
-
-/// The first bytes of a connection, enough of them to tell HTTP/2 from HTTP/1, which waits for nothing that it would not wait
-/// for anyway; `None` when there is nobody to serve.
-async fn first(worker: &Rc<Worker>, stream: &TcpStream, mut before: Bytes) -> Option<Bytes> {
-    let reading = async {
-        loop {
-            if before.len() >= http2::PREFACE.len() || !http2::PREFACE.starts_with(&before) {
-                return Some(before);
-            }
-            stream.readable().await.ok()?;
-            let mut scratch = worker.scratch.borrow_mut();
-            match stream.try_read(&mut scratch) {
-                Ok(0) => return None,
-                Ok(n) if before.is_empty() => before = Bytes::copy_from_slice(&scratch[..n]),
-                Ok(n) => before = [&before, &scratch[..n]].concat().into(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-                Err(_) => return None,
-            }
-        }
-    };
-    // Who has just come when the worker begins to drain is about to ask, and has nowhere else to go.
-    door::within(worker, worker.limits.head, reading).await.flatten()
 }
 
 async fn serve(
@@ -196,7 +209,7 @@ async fn serve(
     let parts = connection.into_parts();
     // Who still sends on what came of a body learns that there is no more.
     exchange.stop();
-    let (mut stream, unread) = parts.io.into_inner().into_parts();
+    let (stream, unread) = parts.io.into_inner().into_parts();
     let read = joined(parts.read_buf, unread);
     match ended {
         (Some(Ok(())), _) => {
@@ -221,17 +234,13 @@ async fn serve(
             }
             Done::Closed
         }
-        (None, Verdict::Park) => Done::Parked(stream, read),
-        (None, Verdict::HeadTimeout) => {
-            // Who has sent nothing is not waiting for an answer.
-            if !read.is_empty() {
-                worker.refused(Reason::RequestTimeout);
-                if stream.last_word(answer::TIMED_OUT).await {
-                    linger(worker, stream, SHORT).await;
-                }
-            }
-            Done::Closed
-        }
+        (None, Verdict::Park) if read.is_empty() => Done::Parked(stream),
+        (None, Verdict::Park | Verdict::SlowHead) => Done::Owing(Owing {
+            stream,
+            held: read.into(),
+            since: watch.head().unwrap_or_else(Instant::now),
+            new: false,
+        }),
         (None, Verdict::Abandon) => {
             linger(worker, stream, LINGER).await;
             Done::Closed

@@ -23,7 +23,7 @@ use crate::worker::Worker;
 use crate::{answer, connection, proxy_protocol, tcp};
 
 /// How long a connection that has sent too little for a request may go on once the worker drains.
-pub(crate) const DRAINING: Duration = Duration::from_secs(1);
+const DRAINING: Duration = Duration::from_secs(1);
 
 /// A listening socket of one worker.
 pub(crate) struct Door {
@@ -264,16 +264,18 @@ async fn prepare(worker: &Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, s
 
 /// Waits at most so long, and only shortly once the worker drains.
 pub(crate) async fn within<T>(worker: &Worker, limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    let drained = async {
-        worker.drain.cancelled().await;
-        tokio::time::sleep(DRAINING).await;
-    };
     tokio::select! {
         biased;
         done = work => Some(done),
         () = tokio::time::sleep(limit) => None,
-        () = drained => None,
+        () = drained(worker) => None,
     }
+}
+
+/// When who has sent too little for a request must go because the worker drains.
+pub(crate) async fn drained(worker: &Worker) {
+    worker.drain.cancelled().await;
+    tokio::time::sleep(DRAINING).await;
 }
 
 /// Counts an open connection, also when its task panics.

@@ -74,8 +74,7 @@ impl Exchange {
         Self {
             client,
             phase: Cell::new(Phase::Idle),
-            // A new connection owes a head from the start.
-            head_begun: Cell::new(true),
+            head_begun: Cell::new(false),
             body_open: Cell::new(false),
             arrival: Arrival::default(),
             expired: Cell::new(false),
@@ -105,7 +104,7 @@ impl Exchange {
         }
     }
 
-    /// Whether a request's head is on its way, or a new connection's first one is to come.
+    /// Whether a request's head is on its way.
     pub(crate) fn owes_head(&self) -> bool {
         self.phase.get() == Phase::Idle && self.head_begun.get()
     }
@@ -270,8 +269,8 @@ pub(crate) enum Verdict {
     Park,
     /// Idle too long: close without a word.
     Close,
-    /// The head took too long: 408.
-    HeadTimeout,
+    /// A head comes slowly: what came of it can be held in less.
+    SlowHead,
     /// The current request waited too long: it answers by itself.
     Expire,
     /// An answer stands still: cut it.
@@ -306,6 +305,11 @@ impl Watch {
         }
     }
 
+    /// Since when a head is on its way.
+    pub(crate) fn head(&self) -> Option<Instant> {
+        self.head
+    }
+
     /// Looks at the exchange.
     pub(crate) fn look(&mut self, exchange: &Exchange, limits: &Limits, now: Instant) -> Verdict {
         self.judge(exchange, limits, false, now)
@@ -338,14 +342,9 @@ impl Watch {
                     return Verdict::Abandon;
                 }
             }
-            Phase::Idle if exchange.owes_head() && !(draining && self.progress == 0) => {
-                let since = *self.head.get_or_insert(now);
-                // The head's time runs from its first byte, however often a byte comes.
-                if now.saturating_duration_since(since) >= limits.head {
-                    return Verdict::HeadTimeout;
-                }
-                return Verdict::Wait;
-            }
+            // Seen before.
+            Phase::Idle if exchange.owes_head() && self.head.is_some() => return Verdict::SlowHead,
+            Phase::Idle if exchange.owes_head() => self.head = Some(now),
             Phase::Idle => {
                 self.head = None;
                 if still >= limits.idle {

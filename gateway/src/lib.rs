@@ -52,6 +52,7 @@ mod limit;
 mod line;
 mod metrics;
 mod outcome;
+mod owed;
 mod pool;
 mod prefix;
 mod proxy_protocol;

@@ -1,4 +1,4 @@
-//! What a quiet client connection and an open WebSocket cost the gateway, with the allocator that the product has. A program of its
+//! What a quiet client connection, half a head and an open WebSocket cost the gateway, with the allocator that the product has. A program of its
 //! own: clients and app hold nothing on the heap for a connection, so what grows is the gateway's.
 
 #![allow(clippy::unwrap_used)]
@@ -24,6 +24,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Connections at once; two sockets each in this process, four with a tunnel.
 const QUIET: usize = 3_000;
 const SOCKETS: usize = 1_000;
+const SLOW: usize = 1_000;
 
 const ASK: &str = "GET / HTTP/1.1\r\nHost: hello.localhost\r\n";
 const UPGRADE: &str = "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -88,6 +89,8 @@ fn gateway(app: SocketAddr) -> SocketAddr {
     snapshot.endpoints.insert(key, model::Endpoint(app));
     let config = Config {
         workers: 1,
+        // Longer than the test.
+        header_timeout_ms: 60_000,
         ..Config::default()
     };
     let http = gateway::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
@@ -156,7 +159,7 @@ async fn settles(what: &str, before: usize, count: usize, most: usize) {
 }
 
 #[tokio::test]
-async fn quiet_connections_and_tunnels_hold_little() {
+async fn quiet_connections_heads_that_come_slowly_and_tunnels_hold_little() {
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     let at = gateway(app());
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -170,6 +173,19 @@ async fn quiet_connections_and_tunnels_hold_little() {
     // They are all there still.
     for stream in kept.iter_mut().take(10) {
         stream.write_all(format!("{ASK}\r\n").as_bytes()).unwrap();
+        assert!(stream.read(&mut [0; 4_096]).unwrap() > 0);
+    }
+    // Half a head, as the first of a connection and after another request.
+    let before = memory();
+    let first = (0..SLOW).map(|_| TcpStream::connect(at).unwrap());
+    let mut slow: Vec<_> = kept.drain(..SLOW).chain(first).collect();
+    for stream in &mut slow {
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(ASK.as_bytes()).unwrap();
+    }
+    settles("half a head", before, 2 * SLOW, 2_048).await;
+    for stream in slow.iter_mut().step_by(100) {
+        stream.write_all(b"\r\n").unwrap();
         assert!(stream.read(&mut [0; 4_096]).unwrap() > 0);
     }
     let before = memory();

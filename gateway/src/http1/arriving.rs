@@ -62,8 +62,8 @@ impl Arriving {
     }
 
     fn new(wire: Wire, decoder: Decoder, rest: Bytes) -> Self {
-        // Where much came along with the head, much is to come.
-        let size = if rest.len() >= LONG { 2 * SPACE } else { READ };
+        // Where much came along with the head, much is to come: as much as there is room for.
+        let size = if rest.len() >= LONG { 4 * SPACE } else { READ };
         Self {
             wire,
             decoder,
