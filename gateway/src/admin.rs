@@ -22,6 +22,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,8 @@ use crate::tcp;
 
 /// Most connections at once.
 const CONNECTIONS: usize = 64;
+/// How long an answer may lie untaken.
+const UNTAKEN: Duration = Duration::from_secs(30);
 
 /// Serves until `stop`.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, stop: CancellationToken) {
@@ -45,6 +48,8 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener, stop: Cancel
             tokio::time::sleep(Duration::from_millis(5)).await;
             continue;
         };
+        // Who does not take its answer must not keep its place for ever (RFC 5482). Fails only on a dead connection.
+        let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNTAKEN));
         let (shared, stop) = (Arc::clone(&shared), stop.clone());
         tokio::spawn(async move {
             let service = service_fn(move |request| {

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
+/// Most characters of a gateway's id.
+pub const ID: usize = 64;
+
 /// The gateway's settings; section `[gateway]` of the configuration file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -80,7 +83,7 @@ pub struct Config {
     pub max_connections: usize,
     /// Most connections of one client address (IPv6: /64) at once; trusted proxies are exempt; 0: any number. Default 10,000.
     pub max_connections_per_client: u32,
-    /// Most requests under way per app unless its configuration says otherwise (503 beyond). Default 10,000.
+    /// Most requests under way per app unless its configuration says otherwise (503 beyond). 1-10,000,000, default 10,000.
     pub max_in_flight_per_app: u32,
     /// Requests per second of one client address (IPv6: /64) at one app unless its configuration says otherwise (429 beyond);
     /// trusted proxies are exempt. 0-1,000,000, 0: any number. Default 2,000.
@@ -88,7 +91,7 @@ pub struct Config {
     /// Requests that one client may make at once at one app before that rate counts; at most a minute's worth. 1-1,000,000,
     /// default 10,000.
     pub request_burst_per_client: u32,
-    /// Clients whose request rate is remembered, over all apps. Default 100,000.
+    /// Clients whose request rate is remembered, over all apps. 1-100,000,000, default 100,000.
     pub clients_tracked: u64,
     /// Milliseconds to connect to an endpoint. 10-60,000, default 1,000.
     pub connect_timeout_ms: u64,
@@ -108,11 +111,14 @@ pub struct Config {
     pub pool_idle_s: u64,
     /// Most unused upstream connections kept per endpoint and worker. 1-10,000, default 256: a client may have as many requests at once on an HTTP/2 connection.
     pub pool_per_endpoint: usize,
-    /// Milliseconds after which an idle client connection gives its buffers back; 0: never. Default 2,000.
+    /// Most unused upstream connections kept in all, and at most a quarter of the files that the process may open; beyond, those unused
+    /// longest are closed. 1-1,000,000, default 10,000.
+    pub pool_connections: usize,
+    /// Milliseconds after which an idle client connection gives its buffers back; 0: never. 0-3,600,000, default 2,000.
     pub park_after_ms: u64,
     /// Largest read or write buffer of one connection in bytes. 16,384-1,048,576, default 131,072.
     pub buffer_bytes: usize,
-    /// Seconds that vanished endpoints are held when a resync drops more than half of an app's (or of all). Default 30.
+    /// Seconds that vanished endpoints are held when a resync drops more than half of an app's (or of all). 0-86,400, default 30.
     pub hold_s: u64,
     /// Seconds between the start of a shutdown (`/ready` 503) and the end of accepting. 0-3,600, default 2.
     pub drain_delay_s: u64,
@@ -180,6 +186,7 @@ impl Default for Config {
             retry_time_ms: 5_000,
             pool_idle_s: 30,
             pool_per_endpoint: 256,
+            pool_connections: 10_000,
             park_after_ms: 2_000,
             buffer_bytes: 128 * 1024,
             hold_s: 30,
@@ -236,6 +243,16 @@ impl Config {
         within("retry_time_ms", self.retry_time_ms, 0, 60_000)?;
         within("pool_idle_s", self.pool_idle_s, 1, 3_600)?;
         within("pool_per_endpoint", self.pool_per_endpoint as u64, 1, 10_000)?;
+        within("pool_connections", self.pool_connections as u64, 1, 1_000_000)?;
+        within("park_after_ms", self.park_after_ms, 0, 3_600_000)?;
+        within("hold_s", self.hold_s, 0, 86_400)?;
+        within(
+            "max_in_flight_per_app",
+            self.max_in_flight_per_app.into(),
+            1,
+            10_000_000,
+        )?;
+        within("clients_tracked", self.clients_tracked, 1, 100_000_000)?;
         within("buffer_bytes", self.buffer_bytes as u64, 16_384, 1_048_576)?;
         within("drain_delay_s", self.drain_delay_s, 0, 3_600)?;
         within("drain_timeout_s", self.drain_timeout_s, 0, 86_400)?;
@@ -260,24 +277,32 @@ impl Config {
                 self.domain
             )));
         }
-        if self.id.len() > 64
+        if self.id.len() > ID
             || !self
                 .id
                 .bytes()
                 .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         {
             return Err(Error::Config(format!(
-                "gateway.id = {:?} must be at most 64 of letters, digits, '-', '_' and '.'",
+                "gateway.id = {:?} must be at most {ID} of letters, digits, '-', '_' and '.'",
                 self.id
             )));
         }
         Ok(())
     }
 
-    /// Whether an endpoint at this address may be dialled.
+    /// Whether an endpoint at this address may be dialled: within the configured networks and ports, and not the gateway itself.
     pub fn may_dial(&self, address: SocketAddr) -> bool {
         let ip = plain(address.ip());
-        self.endpoint_ports.contains(address.port()) && self.endpoint_cidrs.iter().any(|net| net.contains(&ip))
+        let own = |at: SocketAddr| {
+            let here = ip == plain(at.ip()) || (at.ip().is_unspecified() && ip.is_loopback());
+            here && address.port() == at.port()
+        };
+        // Else an entry of the registry could make the admin port public, or requests go round for ever.
+        let itself = own(self.listen) || own(self.admin) || self.tls_listen.is_some_and(own);
+        !itself
+            && self.endpoint_ports.contains(address.port())
+            && self.endpoint_cidrs.iter().any(|net| net.contains(&ip))
     }
 }
 
@@ -289,6 +314,24 @@ pub(crate) fn plain(ip: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn it_never_dials_itself() {
+        let config = Config {
+            listen: "0.0.0.0:20080".parse().expect("address"),
+            admin: "127.0.0.1:20090".parse().expect("address"),
+            ..Config::default()
+        };
+        for (address, may) in [
+            ("127.0.0.1:20090", false),
+            ("[::ffff:127.0.0.1]:20090", false),
+            ("127.0.0.1:20080", false),
+            ("10.0.0.1:20090", true),
+            ("127.0.0.1:20081", true),
+        ] {
+            assert_eq!(config.may_dial(address.parse().expect("address")), may, "{address}");
+        }
+    }
 
     #[test]
     fn the_defaults_are_sound_and_survive_json() {
@@ -330,7 +373,7 @@ mod tests {
         for good in [
             "10.1.2.3:20000",
             "127.0.0.1:1024",
-            "[::1]:8080",
+            "[::1]:8000",
             "[::ffff:10.0.0.1]:8080",
         ] {
             assert!(may(good), "{good}");

@@ -2,10 +2,12 @@
 //! holds endpoints that vanish in a suspicious mass, and keeps the snapshot file. Nothing here is on a request's path.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use futures::channel::mpsc;
 use futures::{FutureExt as _, StreamExt as _};
 use model::registry::{
     Acknowledgement, EntryKey, LoadKey, RegistryChange, RegistryEvent, RegistryReader, RegistryRevision,
@@ -330,6 +332,21 @@ impl Follower {
         true
     }
 
+    /// Takes an event and those that are there already, which become one table: nothing waits for more. When the first of them was heard.
+    fn take(&mut self, event: RegistryEvent, events: &mut mpsc::Receiver<RegistryEvent>, now: Instant) -> Instant {
+        let mut heard = heard_at(&event, now);
+        self.hear(event, now);
+        for _ in 0..10_000 {
+            let Some(Some(event)) = events.next().now_or_never() else {
+                break;
+            };
+            heard = heard.min(heard_at(&event, now));
+            self.hear(event, now);
+        }
+        self.publish();
+        heard
+    }
+
     /// Takes one event; tables change with [`Follower::publish`].
     pub(crate) fn hear(&mut self, event: RegistryEvent, now: Instant) {
         let status = &self.shared.registry;
@@ -500,19 +517,15 @@ pub(crate) async fn run(
                 Some(event) => {
                     let now = Instant::now();
                     let gone = matches!(event, RegistryEvent::Disconnected(_));
-                    let mut heard = heard_at(&event, now);
-                    follower.hear(event, now);
-                    // Whatever is there already becomes one table; nothing waits for more.
-                    for _ in 0..10_000 {
-                        match events.next().now_or_never() {
-                            Some(Some(event)) => {
-                                heard = heard.min(heard_at(&event, now));
-                                follower.hear(event, now);
-                            }
-                            _ => break,
-                        }
-                    }
-                    follower.publish();
+                    // An entry that nobody thought of must not end the following for good: the routes stay as they are.
+                    let take = AssertUnwindSafe(|| follower.take(event, &mut events, now));
+                    let Ok(heard) = catch_unwind(take) else {
+                        tracing::error!("the registry's changes could not be taken; the routes are older than they say");
+                        follower = Follower::new(Arc::clone(&shared));
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        events = registry.follow();
+                        continue;
+                    };
                     if !gone {
                         shared.registry.propagation.observe(heard.elapsed());
                     }

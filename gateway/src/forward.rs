@@ -17,6 +17,7 @@ use model::config::Protocol;
 
 use crate::answer::{self, Reason, Refusal, Shape};
 use crate::balance::{Ask, Tried, Unpicked};
+use crate::behind::client_behind;
 use crate::body::{BodyState, ClientBody, Progress, RequestBody, ResponseBody};
 use crate::client::Client;
 use crate::eject::Endpoint;
@@ -242,7 +243,7 @@ pub(crate) fn addressed(method: &Method, uri: &Uri, seen: &Seen<'_>) -> Result<(
 #[inline]
 pub(crate) fn asker(shared: &Shared, client: &Client, headers: &HeaderMap) -> IpAddr {
     match client.trusted {
-        true => headers::client_behind(headers, &shared.trusted).unwrap_or(client.ip),
+        true => client_behind(headers, &shared.trusted).unwrap_or(client.ip),
         false => client.ip,
     }
 }
@@ -489,6 +490,10 @@ async fn attempt(
                 failure = Reason::NotIdentified;
                 true
             }
+            Sent::Full => {
+                failure = Reason::Overloaded;
+                true
+            }
             Sent::Lost => {
                 failure = Reason::UpstreamClosed;
                 repeatable
@@ -520,8 +525,8 @@ async fn attempt(
         // same endpoint may be tried once more, on a new one.
         now = Instant::now();
         outcome::failed(flight, &worker, app, &mut tried, kept, failure, now);
-        free = kept;
-        only_new |= free;
+        free = kept && !only_new;
+        only_new |= kept;
     }
 }
 

@@ -111,7 +111,7 @@ pub fn head(data: &[u8]) {
         let (address, port) = (HeaderValue::from_static("192.0.2.1"), HeaderValue::from_static("8080"));
         let client = Client::new(IpAddr::from([192, 0, 2, 1]), address, port.into(), false, trusted);
         let mut sent = headers.clone();
-        let _ = headers::client_behind(&sent, &Networks::new(&networks));
+        let _ = crate::behind::client_behind(&sent, &Networks::new(&networks));
         trace::parent(&mut sent, None);
         rules.apply(&mut sent, &client);
         let all = |name: &str| sent.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();

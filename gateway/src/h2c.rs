@@ -22,7 +22,7 @@ const STREAMS: usize = 64;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same per connection.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * STREAMS as u32;
-/// Most connections per endpoint and worker; beyond them requests wait for a stream.
+/// Most connections per endpoint and worker; beyond them requests wait for a stream, at most as many as there are streams.
 const CONNECTIONS: usize = 32;
 
 /// Runs the library's tasks on the worker's own thread.
@@ -47,13 +47,15 @@ pub(crate) fn builder(max_head: usize) -> http2::Builder<Local> {
     builder
 }
 
-/// Why there is no new connection.
+/// Why there is no place on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failed {
     /// No socket.
     Connect,
     /// Who took it does not speak HTTP/2, or is not who was meant.
     Peer,
+    /// As many requests wait as may.
+    Full,
 }
 
 /// What an endpoint's settings allow.
@@ -85,7 +87,12 @@ impl Connection {
     }
 
     fn has_room(&self) -> bool {
-        self.open.get() < self.allowed.most.get().min(self.refused.get())
+        self.open.get() < self.most()
+    }
+
+    /// Most requests that the endpoint takes at once.
+    fn most(&self) -> usize {
+        self.allowed.most.get().min(self.refused.get())
     }
 }
 
@@ -137,17 +144,20 @@ struct Lines {
 
 impl Lines {
     /// A place on the connection with the most requests that still has one, so that the others may become idle.
-    fn place(&self) -> Option<Stream> {
+    /// `None`: a new connection is needed.
+    fn place(&self) -> Result<Option<Stream>, Failed> {
         let mut open = self.open.borrow_mut();
         open.retain(|c| c.usable());
         let free = open.iter().filter(|c| c.has_room());
         if let Some(best) = free.max_by_key(|c| c.open.get()) {
-            return Some(Stream::enter(best));
+            return Ok(Some(Stream::enter(best)));
         }
         if open.len() < CONNECTIONS {
-            return None;
+            return Ok(None);
         }
-        open.iter().min_by_key(|c| c.open.get()).map(Stream::enter)
+        let waiting = open.iter().filter(|c| c.open.get() < 2 * c.most());
+        let best = waiting.min_by_key(|c| c.open.get()).ok_or(Failed::Full)?;
+        Ok(Some(Stream::enter(best)))
     }
 }
 
@@ -157,8 +167,8 @@ pub(crate) struct Shared(RefCell<HashMap<u64, Rc<Lines>, ahash::RandomState>>);
 
 impl Shared {
     /// A place on a connection to `endpoint` that is there already.
-    pub(crate) fn place(&self, endpoint: u64) -> Option<Stream> {
-        self.0.borrow().get(&endpoint)?.place()
+    pub(crate) fn place(&self, endpoint: u64) -> Result<Option<Stream>, Failed> {
+        self.0.borrow().get(&endpoint).map_or(Ok(None), |lines| lines.place())
     }
 
     /// The same, or on a new connection; whether the connection was there already. `connect` makes a socket, `prove` says whether who
@@ -174,7 +184,7 @@ impl Shared {
         let lines = Rc::clone(self.0.borrow_mut().entry(endpoint).or_default());
         let before = lines.failures.get();
         let _dialling = lines.dialling.lock().await;
-        if let Some(stream) = lines.place() {
+        if let Some(stream) = lines.place()? {
             return Ok((stream, true));
         }
         if let (n, Some(why)) = lines.failures.get()

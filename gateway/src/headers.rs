@@ -9,8 +9,6 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use crate::answer::Shape;
 use crate::client::Client;
-use crate::config::plain;
-use crate::limit::Networks;
 use crate::worker::RequestId;
 
 pub(crate) use back::{clean_trailers, rewrite_answer, switches_as_asked, upgrade_wanted};
@@ -364,21 +362,6 @@ fn forwarded_element(client: &Client, host: &HeaderValue) -> Option<HeaderValue>
     HeaderValue::try_from(element).ok()
 }
 
-/// The address of the client that a trusted proxy speaks for: the last one in X-Forwarded-For that is not itself trusted.
-pub(crate) fn client_behind(headers: &HeaderMap, trusted: &Networks) -> Option<IpAddr> {
-    let mut last = None;
-    for value in headers.get_all(X_FORWARDED_FOR).iter().rev() {
-        for token in value.as_bytes().rsplit(|b| *b == b',') {
-            let ip = std::str::from_utf8(token.trim_ascii()).ok()?.parse().ok().map(plain)?;
-            last = Some(ip);
-            if !trusted.contains(ip) {
-                return last;
-            }
-        }
-    }
-    last
-}
-
 /// Whether a request id made elsewhere may be passed on: 1 to 128 visible characters.
 pub(crate) fn sound_id(value: &HeaderValue) -> bool {
     (1..=128).contains(&value.len()) && value.as_bytes().iter().all(u8::is_ascii_graphic)
@@ -579,18 +562,5 @@ pub(crate) mod tests {
         ] {
             assert_eq!(inspect(&map(&pairs)).shape(), shape, "{pairs:?}");
         }
-    }
-
-    #[test]
-    fn the_client_behind_proxies() {
-        let trusted = Networks::new(&["10.0.0.0/8".parse().expect("network")]);
-        let behind = |v: &str| client_behind(&map(&[("x-forwarded-for", v)]), &trusted);
-        assert_eq!(
-            behind("6.6.6.6, 203.0.113.9, 10.0.0.7"),
-            Some(IpAddr::from([203, 0, 113, 9]))
-        );
-        assert_eq!(behind("10.0.0.1"), Some(IpAddr::from([10, 0, 0, 1])));
-        assert_eq!(behind("junk"), None);
-        assert_eq!(behind("203.0.113.9, junk"), None);
     }
 }

@@ -27,6 +27,7 @@ mod acme;
 mod admin;
 mod answer;
 mod balance;
+mod behind;
 mod body;
 mod client;
 mod config;
@@ -84,7 +85,7 @@ use model::registry::RegistryReader;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Config, ID};
 pub use model::PortRange;
 pub use succession::{OpenPorts, Succession};
 

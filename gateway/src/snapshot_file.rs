@@ -107,7 +107,9 @@ fn write(
             }
         }
     }
-    let beside = path.with_extension("tmp");
+    // During an upgrade two processes write the file.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(format!(".{}.tmp", std::process::id()));
     let out = std::fs::File::create(&beside)?;
     let mut out = std::io::BufWriter::new(out);
     serde_json::to_writer(&mut out, &file)?;

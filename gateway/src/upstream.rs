@@ -41,6 +41,8 @@ pub(crate) enum Sent {
     Unsent,
     /// The same, because the connection had too many requests for the endpoint's taste.
     Refused,
+    /// The endpoint has as many requests as it takes, and as many again wait.
+    Full,
     /// The connection or stream ended before an answer.
     Lost,
     /// What came is no answer.
@@ -155,9 +157,9 @@ async fn http1(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Out
 async fn http2(flight: &Flight, endpoint: &Endpoint, call: &mut Call<'_>) -> Outcome {
     let worker = call.worker;
     let (stream, kept) = match worker.streams.place(endpoint.id) {
-        Some(stream) => (stream, true),
+        Ok(Some(stream)) => (stream, true),
         // Boxed: most requests need no space for it.
-        None => match Box::pin(place(flight, endpoint, call.app)).await {
+        _ => match Box::pin(place(flight, endpoint, call.app)).await {
             Ok(taken) => taken,
             Err(sent) => return Outcome::of(sent, false),
         },
@@ -350,6 +352,11 @@ async fn place(flight: &Flight, endpoint: &Endpoint, app: &App) -> Result<(Strea
             Sent::Stranger
         }
         Failed::Peer | Failed::Connect => Sent::Unsent,
+        Failed::Full => {
+            // It does what it can.
+            flight.own_fault.set(true);
+            Sent::Full
+        }
     })
 }
 

@@ -21,7 +21,7 @@ use crate::http1::{self, Http1, Landing};
 use crate::http2;
 use crate::idle::Idle;
 use crate::metrics::{SAMPLED, WorkerStats};
-use crate::pool::{Pool, Sender};
+use crate::pool::{Bounds, Pool, Sender};
 use crate::shared::Shared;
 use crate::table::{App, Table};
 use crate::tcp::{self, Arrival};
@@ -72,6 +72,16 @@ pub(crate) struct Worker {
     /// Of request ids: what is this worker's own, and a count with a random start.
     prefix: [u8; 16],
     count: Cell<u64>,
+    /// Tries that may have been sampled.
+    tries: Cell<u64>,
+}
+
+/// How many files this process may have open.
+fn files() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit
+        .current
+        .map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }
 
 impl Worker {
@@ -99,7 +109,11 @@ impl Worker {
         Self {
             index,
             table: RefCell::new(Cache::new(Arc::clone(&shared.table))),
-            pool: Pool::new(config.pool_per_endpoint, Duration::from_secs(config.pool_idle_s)),
+            pool: Pool::new(Bounds {
+                all: (config.pool_connections.min(files() / 4) / shared.workers.len()).max(1),
+                per_endpoint: config.pool_per_endpoint,
+                keep: Duration::from_secs(config.pool_idle_s),
+            }),
             streams: h2c::Shared::default(),
             spares: RefCell::default(),
             scratch: RefCell::new(vec![0; SCRATCH].into()),
@@ -135,6 +149,7 @@ impl Worker {
             date: RefCell::new((0, HeaderValue::from_static(""))),
             prefix: hex(rand::random()),
             count: Cell::new(rand::random()),
+            tries: Cell::new(0),
             shared,
         }
     }
@@ -167,9 +182,8 @@ impl Worker {
     pub(crate) fn keep(&self, endpoint: u64, sender: Sender, now: Instant) {
         match sender {
             Sender::Http1(http1) => {
-                if self.pool.put(endpoint, http1, now) {
-                    self.stats().pooled.add(1);
-                }
+                self.pool.put(endpoint, http1, now);
+                self.count_kept();
             }
             Sender::Http2(stream) => drop(stream),
         }
@@ -177,12 +191,13 @@ impl Worker {
 
     /// An upstream connection that waits for a request.
     pub(crate) fn kept(&self, endpoint: u64) -> Option<Box<Http1>> {
-        let (http1, gone) = self.pool.take(endpoint);
-        let left = gone + u64::from(http1.is_some());
-        if left > 0 {
-            self.stats().pooled.sub(left);
-        }
+        let http1 = self.pool.take(endpoint);
+        self.count_kept();
         http1
+    }
+
+    fn count_kept(&self) {
+        self.stats().pooled.set(self.pool.count() as u64);
     }
 
     /// An empty map for fields.
@@ -212,9 +227,11 @@ impl Worker {
         date.1.clone()
     }
 
-    /// Whether the time in the gateway is taken for this request.
+    /// Whether the time in the gateway is taken for this try.
     pub(crate) fn sampled(&self) -> bool {
-        self.shared.log.is_some() || self.count.get().is_multiple_of(SAMPLED)
+        let tries = self.tries.get();
+        self.tries.set(tries.wrapping_add(1));
+        self.shared.log.is_some() || tries.is_multiple_of(SAMPLED)
     }
 
     /// A new request id: 16 hexadecimal digits that are this worker's, and 16 that count.
@@ -268,7 +285,8 @@ pub(crate) fn run(
             loop {
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 let now = Instant::now();
-                sweeping.stats().pooled.sub(sweeping.pool.sweep(now));
+                sweeping.pool.sweep(now);
+                sweeping.count_kept();
                 sweeping.streams.sweep(now, sweeping.pool.keep());
             }
         });

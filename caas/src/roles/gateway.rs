@@ -120,7 +120,13 @@ pub(crate) fn run(args: &GatewayArgs) -> Result<(), Failure> {
     let listeners = bind(&settings, "--admin (gateway.admin)", Inherited::take()?)?;
     if listeners.succession.inherited && !settings.id.is_empty() {
         // Until the old process is gone, both are known to registry-sync.
-        settings.id = format!("{}-{}", settings.id, std::process::id());
+        let own = format!("-{}", std::process::id());
+        settings.id = settings
+            .id
+            .chars()
+            .take(gateway::ID - own.len())
+            .chain(own.chars())
+            .collect();
     }
     let succession = listeners.succession.clone();
     let handover = Handover::of(sockets(&listeners), succession.ports.clone(), settings.pid_file.clone())?;

@@ -76,9 +76,8 @@ pub(super) fn choose(
 
 /// See [`Choice::grown`]. When all endpoints are new, none is.
 fn grown(app: &App, plan: &Plan, now_ms: u64) -> Option<u64> {
-    let before = now_ms
-        .checked_sub(plan.slow_start_ms)
-        .filter(|_| plan.slow_start_ms > 0)?;
+    // What was there at the start is old, however young the gateway is.
+    let before = (plan.slow_start_ms > 0).then(|| now_ms.saturating_sub(plan.slow_start_ms))?;
     let (mut old, mut new) = (false, false);
     for endpoint in &app.endpoints {
         *if endpoint.since_ms() > before {

@@ -145,6 +145,47 @@ async fn no_more_streams_than_the_endpoint_takes() {
     assert_eq!(connections.load(Ordering::SeqCst), 3);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_wait_for_a_stream_than_there_are() {
+    let gate = Arc::new(Semaphore::new(0));
+    let waiting = Arc::clone(&gate);
+    let (at, connections) = streams(1, move |_, _, _, mut respond| {
+        let gate = Arc::clone(&waiting);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            say(&mut respond, "ok");
+        }
+    })
+    .await;
+    let one = gateway::Config { workers: 1, ..config() };
+    let gateway = Arc::new(Gateway::hello_with(one, &[at], h2c()).await);
+    let ask = |_| {
+        let gateway = Arc::clone(&gateway);
+        tokio::spawn(async move {
+            let answer = gateway.get("hello.localhost", "/").await;
+            (
+                answer.status,
+                answer.header("x-caas-reason").unwrap_or_default().to_owned(),
+            )
+        })
+    };
+    // 32 connections with a stream each, and as many that wait.
+    let mut asked: Vec<_> = (0..80).map(ask).collect();
+    until("the others are refused", || {
+        asked.iter().filter(|asked| asked.is_finished()).count() == 16
+    })
+    .await;
+    assert_eq!(connections.load(Ordering::SeqCst), 32);
+    for refused in asked.extract_if(.., |asked| asked.is_finished()) {
+        assert_eq!(refused.await.unwrap(), (503, "overloaded".to_owned()));
+    }
+    gate.add_permits(64);
+    for served in asked {
+        assert_eq!(served.await.unwrap(), (200, String::new()));
+    }
+    assert_eq!(gateway.metric("caas_gateway_ejections_total").await, 0.0);
+}
+
 /// Sends 200 POSTs over four clients; each must be answered with its own body.
 async fn posts(gateway: &Arc<Gateway>) {
     let mut clients = Vec::new();

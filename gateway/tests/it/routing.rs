@@ -386,6 +386,29 @@ async fn connections_are_kept_on_both_sides() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_unused_upstream_connections_those_are_kept_that_were_used_last() {
+    let app = Recorder::start("app").await;
+    let names: Vec<String> = (0..40).map(|i| format!("app{i}")).collect();
+    let entries: Vec<_> = names.iter().map(|name| (name.as_str(), "1", "c0", app.at)).collect();
+    let few = gateway::Config {
+        workers: 1,
+        pool_connections: 16,
+        ..config()
+    };
+    let gateway = Gateway::with(few, &entries, &[]).await;
+    for name in &names {
+        assert_eq!(gateway.get(&format!("{name}.localhost"), "/").await.status, 200);
+        assert!(gateway.metric("caas_gateway_upstream_pooled").await <= 16.0);
+    }
+    let connections = || app.connections.load(std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(connections(), 40);
+    gateway.get("app39.localhost", "/").await;
+    assert_eq!(connections(), 40, "the last one is kept");
+    gateway.get("app0.localhost", "/").await;
+    assert_eq!(connections(), 41, "the first one is not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn pipelined_requests_are_answered_in_order() {
     let app = Recorder::start("app").await;
     let gateway = Gateway::hello(&[app.at]).await;
