@@ -155,6 +155,7 @@ async fn stretch(
         }
         Done::Owing(owing) => {
             client.last.forget();
+            worker.idle.let_go();
             Some(Rest::Owing(Box::new(owing)))
         }
         Done::Tunnel(stream, before, tunnel) => {
@@ -237,7 +238,8 @@ async fn serve(
         (None, Verdict::Park) if read.is_empty() => Done::Parked(stream),
         (None, Verdict::Park | Verdict::SlowHead) => Done::Owing(Owing {
             stream,
-            held: read.into(),
+            // A copy: what it came in has room for much more.
+            held: read.to_vec(),
             since: watch.head().unwrap_or_else(Instant::now),
             new: false,
         }),

@@ -18,13 +18,13 @@ const LOOK: Duration = Duration::from_secs(1);
 /// The same once the worker drains.
 const HURRY: Duration = Duration::from_millis(20);
 /// Fewer connections have not held enough to give back.
-const FEW: u32 = 32;
+const FEW: u32 = 8;
 
 /// The parked connections of one worker.
 #[derive(Debug, Default)]
 pub(crate) struct Idle {
     places: RefCell<Slab<Place>>,
-    /// Parked since memory was last given back.
+    /// Parked, or waiting for the rest of a head, since memory was last given back.
     parked: Cell<u32>,
     /// The task runs.
     looks: Cell<bool>,
@@ -52,8 +52,13 @@ impl Drop for Held<'_> {
 }
 
 impl Idle {
-    fn take(&self, until: Instant) -> usize {
+    /// A connection has let go of what serving it takes.
+    pub(crate) fn let_go(&self) {
         self.parked.set(self.parked.get().saturating_add(1));
+    }
+
+    fn take(&self, until: Instant) -> usize {
+        self.let_go();
         let waker = Waker::noop().clone();
         self.places.borrow_mut().insert(Place { waker, until })
     }
