@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::context::{self, Context, Wishes};
 use crate::client::{Client, Target};
 use crate::commands::{
-    apps, canary, certificate, deploy, doctor, events, host, instances, logs, operation, registry, system,
+    apps, canary, certificate, config, deploy, doctor, events, host, instances, logs, operation, registry, system,
 };
 use crate::exit::Failure;
 use crate::render::Output;
@@ -115,6 +115,8 @@ pub(crate) enum ClientCommand {
     Info(apps::InfoArgs),
     /// Set the number of instances
     Scale(apps::ScaleArgs),
+    /// Show how requests reach an app, or change it while its instances run: balancing, domains, limits, time-outs
+    Config(config::ConfigArgs),
     /// Show what an app or an instance writes
     Logs(logs::LogsArgs),
     /// Show what happened
@@ -164,6 +166,7 @@ impl ClientCommand {
             Self::Ps(args) => instances::list(session, args).await,
             Self::Info(args) => apps::info(session, args).await,
             Self::Scale(args) => apps::scale(session, args).await,
+            Self::Config(args) => config::run(session, args).await,
             Self::Logs(args) => logs::run(session, args).await,
             Self::Events(args) => events::run(session, args).await,
             Self::Restart(args) => apps::restart(session, args).await,
@@ -226,10 +229,13 @@ mod tests {
             "ps hello -o json",
             "-o json apps",
             "scale hello 4 --timeout 10s",
+            "config hello",
+            "config hello --set balance=least_request --set weights.2=5 --unset hash -f app.toml --no-wait",
             "logs hello -f --tail 10",
             "rollback hello 2",
             "deploy hello:2 --canary 5 --instances 2",
             "canary hello 50",
+            "canary hello 0",
             "promote hello",
             "abort hello",
             "rm hello",
@@ -260,7 +266,8 @@ mod tests {
             "deploy hello",
             "deploy Hello:1",
             "scale hello many",
-            "canary hello 0",
+            "config hello --set balance",
+            "canary hello 101",
             "deploy hello:2 --canary 101",
             "deploy hello:1 --memory lots",
             "host add h1 --address nowhere",

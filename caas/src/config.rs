@@ -199,7 +199,8 @@ fn sentence(error: figment::Error, figment: &Figment) -> Failure {
             if path.last() != Some(field) {
                 path.push(field.clone());
             }
-            let hint = nearest(field, known).map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
+            let hint =
+                nearest(field, known.iter().copied()).map_or_else(String::new, |k| format!("; did you mean `{k}`?"));
             format!("there is no such key{hint}")
         }
         Kind::InvalidType(found, wanted) => format!("{found} is not {wanted}"),
@@ -220,7 +221,7 @@ fn sentence(error: figment::Error, figment: &Figment) -> Failure {
 }
 
 /// The known name that is at most two slips away.
-fn nearest<'a>(word: &str, known: &'a [&'static str]) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |other: &str| -> usize {
         let other: Vec<char> = other.chars().collect();
         let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -236,8 +237,8 @@ fn nearest<'a>(word: &str, known: &'a [&'static str]) -> Option<&'a str> {
         row[other.len()]
     };
     known
-        .iter()
-        .map(|name| (distance(name), *name))
+        .into_iter()
+        .map(|name| (distance(name), name))
         .filter(|(d, _)| *d <= 2)
         .min()
         .map(|(_, name)| name)

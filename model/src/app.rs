@@ -110,7 +110,7 @@ pub struct Canary {
     pub beside: Version,
     /// Its wanted number of instances (1-1,000). 0: it is on its way out, and forgotten when its last instance has gone.
     pub instances: u32,
-    /// Its share of the requests in per cent (1-100); 0 on its way out.
+    /// Its share of the requests in per cent (0-100); 0 on its way out.
     pub percent: u32,
 }
 

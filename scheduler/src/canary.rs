@@ -19,7 +19,7 @@ pub(crate) struct NewCanary {
     pub(crate) protocol: Protocol,
     /// Its number of instances, 1-1,000.
     pub(crate) instances: u32,
-    /// Its share of the requests, 1-100 %.
+    /// Its share of the requests, 0-100 %.
     pub(crate) percent: u32,
 }
 
@@ -37,7 +37,7 @@ fn of(app: &App) -> Result<Canary, Refusal> {
 }
 
 fn checked_share(percent: u32) -> Result<u32, Refusal> {
-    if (1..=100).contains(&percent) {
+    if percent <= 100 {
         Ok(percent)
     } else {
         Err(Refusal::Share(percent))
@@ -198,9 +198,7 @@ mod tests {
         );
         let same = Refusal::SameVersion(id.clone(), "1".parse().unwrap());
         assert_eq!(refusal(&app, &canary("1", 1, 5)), same);
-        for percent in [0, 101] {
-            assert_eq!(refusal(&app, &canary("2", 1, percent)), Refusal::Share(percent));
-        }
+        assert_eq!(refusal(&app, &canary("2", 1, 101)), Refusal::Share(101));
         assert_eq!(refusal(&app, &canary("2", 1_001, 5)), Refusal::TooMany(1_001));
         let mut stopped = app.clone();
         stopped.status = AppStatus::Stopped;
@@ -228,10 +226,14 @@ mod tests {
         let more = decide(&at(&id, Some(&app)), &Change::Share(50)).unwrap();
         assert_eq!(shares(&more.app), [("1".into(), 50), ("2".into(), 50)]);
         assert_eq!(more.operation.state, OperationState::Succeeded);
-        for percent in [0, 101] {
-            let refused = decide(&at(&id, Some(&app)), &Change::Share(percent));
-            assert_eq!(refused, Err(Refusal::Share(percent)));
-        }
+        let none = decide(&at(&id, Some(&app)), &Change::Share(0)).unwrap().app;
+        assert_eq!(shares(&none), [("1".into(), 100), ("2".into(), 0)]);
+        assert!(
+            none.canary.is_some_and(|canary| !canary.leaves()),
+            "it stays, for who asks for it by name"
+        );
+        let refused = decide(&at(&id, Some(&app)), &Change::Share(101));
+        assert_eq!(refused, Err(Refusal::Share(101)));
         let configured = decide(&at(&id, Some(&more.app)), &Change::Configure(Box::default())).unwrap();
         assert_eq!(configured.app.config.weights, more.app.config.weights);
         let scaled = decide(&at(&id, Some(&more.app)), &Change::Scale(7)).unwrap().app;

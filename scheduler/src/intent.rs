@@ -122,7 +122,7 @@ pub(crate) enum Refusal {
     #[error("app {0} speaks {1}, and its canary can't speak {2}: bytes have a port of their own")]
     CanaryOfAnotherKind(AppId, &'static str, &'static str),
     /// The share is out of range.
-    #[error("{0} %: a canary's share must be 1 to 100")]
+    #[error("{0} %: a canary's share must be 0 to 100")]
     Share(u32),
     /// The number of instances is out of range.
     #[error("{0} instances: it must be 0 to {MAX_INSTANCES}")]

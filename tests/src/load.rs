@@ -52,9 +52,20 @@ pub struct Answer {
 
 /// `GET path` of the app that answers to `domain`, through the gateway at `gateway`, within 10 s.
 pub async fn get(http: &Http, gateway: SocketAddr, domain: &str, path: &str) -> Result<Answer, String> {
+    get_with(http, gateway, domain, path, ("accept", "application/json")).await
+}
+
+/// The same with this header field alone.
+pub async fn get_with(
+    http: &Http,
+    gateway: SocketAddr,
+    domain: &str,
+    path: &str,
+    (name, value): (&str, &str),
+) -> Result<Answer, String> {
     let request = Request::get(format!("http://{gateway}{path}"))
         .header("host", domain)
-        .header("accept", "application/json")
+        .header(name, value)
         .body(Full::default())
         .map_err(|e| e.to_string())?;
     let work = async {

@@ -212,7 +212,7 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
     let file = p.dir.join("shop.toml");
     let path = file.to_str().unwrap_or_default().to_owned();
     let text = format!(
-        "app = \"shop\"\nversion = \"1\"\nimage = {:?}\nmemory = \"32M\"\n\
+        "app = \"shop\"\nversion = \"1\"\nimage = {:?}\nmemory = \"32M\"\ninstances = 2\n\
          [config]\ndomains = [\"shop.example.com\"]\nacme = false\n[config.limits]\ndeny = [\"127.0.0.0/8\"]\n",
         p.hello("1")
     );
@@ -268,8 +268,78 @@ async fn routes_follow_the_configuration(p: &Platform) -> Result<()> {
     seen(&p.domain("shop"), 200, "").await?;
 
     configure(json!({})).await?;
+    balancing_follows_the_command_line(p).await?;
     let after = ids(p, "shop").await?;
     expect(before == after, || format!("instances changed: {before:?} {after:?}"))
+}
+
+/// Whose requests come to the same instance is said while the app's two instances run, setting by setting; every gateway obeys.
+async fn balancing_follows_the_command_line(p: &Platform) -> Result<()> {
+    let domain = p.domain("shop");
+    // Who answers eight requests of one user, and whether a cookie was given.
+    let asked = async |gateway| {
+        let (mut answered, mut cookie) = (std::collections::BTreeSet::new(), false);
+        for _ in 0..8 {
+            let answer = load::get_with(&p.http, gateway, &domain, "/", ("x-user", "ada")).await?;
+            if answer.status != 200 {
+                return Err(format!("{answer:?}"));
+            }
+            let told = answer.headers.get("set-cookie").and_then(|v| v.to_str().ok());
+            cookie |= told.is_some_and(|told| told.starts_with("caas_sticky="));
+            answered.insert(answer.instance);
+        }
+        Ok((answered.len(), cookie))
+    };
+    let obeyed = async |wanted: (usize, bool)| {
+        let all = async || {
+            for gateway in &p.gateways {
+                let seen = asked(*gateway).await?;
+                if seen != wanted {
+                    return Err(format!("{seen:?} of {gateway}"));
+                }
+            }
+            Ok(())
+        };
+        let what = format!("{wanted:?} (instances, cookie)");
+        e2e::wait::until(&what, Duration::from_secs(10), all).await
+    };
+    obeyed((2, false)).await?;
+    let hashed = [
+        "config",
+        "shop",
+        "--set",
+        "balance=consistent_hash",
+        "--set",
+        "hash.header=x-user",
+    ];
+    let said = p.cli_ok(&hashed).await?;
+    expect(
+        said.contains("balance = \"consistent_hash\" (was \"round_robin\")"),
+        || said.clone(),
+    )?;
+    obeyed((1, false)).await?;
+    // The former setting stays, since only this one is named.
+    p.cli_ok(&["config", "shop", "--set", "sticky=endpoint"]).await?;
+    obeyed((1, true)).await?;
+    let shown = p.cli_ok(&["config", "shop"]).await?;
+    for line in [
+        "balance = \"consistent_hash\"",
+        "sticky = \"endpoint\"",
+        "header = \"x-user\"",
+    ] {
+        expect(shown.contains(line), || shown.clone())?;
+    }
+    let info = p.cli_ok(&["info", "shop"]).await?;
+    expect(info.contains("config     sticky = \"endpoint\""), || info.clone())?;
+    p.cli_ok(&[
+        "config", "shop", "--unset", "balance", "--unset", "hash", "--unset", "sticky",
+    ])
+    .await?;
+    obeyed((2, false)).await?;
+    let (code, _, error) = p.cli(&["config", "shop", "--set", "balanse=round_robin"]).await?;
+    expect(code == 64 && error.contains("did you mean `balance`?"), || {
+        error.clone()
+    })
 }
 
 /// What instances use is measured on their hosts, goes through the registry, and is shown by every gateway.

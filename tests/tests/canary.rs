@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use e2e::Platform;
-use e2e::load::Report;
+use e2e::load::{self, Report};
 use e2e::wait::{expect, until};
 use serde_json::json;
 
@@ -51,6 +51,37 @@ async fn measured(p: &Platform, wanted: usize) -> Result<()> {
     Ok(())
 }
 
+/// Clients keep the version that they were given first, as soon as it is asked for, though a canary is there.
+async fn clients_stay(p: &Platform) -> Result<()> {
+    p.cli_ok(&["config", "weighed", "--set", "sticky=version"]).await?;
+    let (gateway, domain) = (p.gateways[0], p.domain("weighed"));
+    let mut versions = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        let given = async || {
+            let answer = p.visit("weighed", "/").await?;
+            let told = answer.headers.get("set-cookie").and_then(|v| v.to_str().ok());
+            let cookie = told.and_then(|told| told.split(';').next()).map(str::to_owned);
+            cookie
+                .map(|cookie| (answer.version, cookie))
+                .ok_or("no cookie".to_owned())
+        };
+        let ((version, cookie), _) = until("a cookie", Duration::from_secs(10), given).await?;
+        for _ in 0..10 {
+            let again = load::get_with(&p.http, gateway, &domain, "/", ("cookie", &cookie)).await;
+            let again = again.map_err(anyhow::Error::msg)?;
+            expect(again.version == version, || {
+                format!("{cookie} of version {version}: {again:?}")
+            })?;
+        }
+        versions.insert(version);
+    }
+    expect(versions.len() == 2, || {
+        format!("half of the clients each: {versions:?}")
+    })?;
+    let (code, _, error) = p.cli(&["config", "weighed", "--set", "weights.2=10"]).await?;
+    expect(code == 64 && error.contains("`caas canary`"), || error.clone())
+}
+
 async fn canary_under_load(p: &Platform) -> Result<()> {
     p.deploy_hello("weighed", "1", 2, json!({"memory_mb": 32})).await?;
     let (one, two) = (p.hello("1"), p.hello("2"));
@@ -68,6 +99,7 @@ async fn canary_under_load(p: &Platform) -> Result<()> {
     })?;
     p.cli_ok(&["canary", "weighed", "50"]).await?;
     measured(p, 50).await?;
+    clients_stay(p).await?;
 
     let load = p.load("weighed", 200);
     load.flows(50).await?;

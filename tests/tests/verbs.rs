@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use e2e::wait::{expect, until};
-use e2e::{Platform, platform};
+use e2e::{Platform, load, platform};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 
@@ -49,6 +49,11 @@ async fn everyday_verbs(p: &Platform) -> Result<()> {
     for (args, words) in [
         (&["apps"][..], &["verbs"][..]),
         (&["info", "verbs"], &["verbs", "running", &one]),
+        (&["config", "verbs"], &["[config]", "balance = \"round_robin\""]),
+        (
+            &["config", "verbs", "--set", "slow_start_s=1"],
+            &["slow_start_s = 1 (was 0)"],
+        ),
         (&["why", "verbs"], &["h1", "h2", "h3"]),
         (&["host", "ls"], &["h1", "h2", "h3", "number=3"]),
         (&["op", "ls", "--app", "verbs"], &["deploy", "succeeded"]),
@@ -67,11 +72,14 @@ async fn everyday_verbs(p: &Platform) -> Result<()> {
         ends(p, 0, args, words).await?;
     }
     p.answers("verbs", "2", 3).await?;
+    a_gateway_is_asked(p).await?;
     for args in [
         &["apps"][..],
         &["ps", "verbs"],
         &["ps", "--all", "--host", "h1"],
         &["info", "verbs"],
+        &["config", "verbs"],
+        &["config", "verbs", "--unset", "slow_start_s"],
         &["why", "verbs"],
         &["host", "ls"],
         &["registry", "ls"],
@@ -120,6 +128,76 @@ async fn everyday_verbs(p: &Platform) -> Result<()> {
     }
     ends(p, 0, &["rm", "verbs"], &["verbs"]).await?;
     ends(p, 1, &["info", "verbs"], &["verbs"]).await.map(drop)
+}
+
+/// What a gateway knows of an app with three instances, what it would do with a request, and what is changed at it by hand.
+async fn a_gateway_is_asked(p: &Platform) -> Result<()> {
+    let (host, admin) = (p.domain("verbs"), format!("http://{}", p.admins[0]));
+    let asks = |args: &[&str]| -> Vec<String> {
+        let args = [&["gateway"], args, &["--admin", &admin]].concat();
+        args.iter().map(|arg| (*arg).to_owned()).collect()
+    };
+    let says = async |code: i32, args: &[&str], words: &[&str]| {
+        let args = asks(args);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        ends(p, code, &args, words).await
+    };
+    says(0, &["routes", "verbs"], &["HOST", &host, "verbs", "3/3"]).await?;
+    let told = says(
+        0,
+        &["explain", &host],
+        &["outcome  forward", "rule     app", "app      verbs (round_robin)"],
+    )
+    .await?;
+    expect(told.matches("ready").count() >= 3, || told.clone())?;
+    let version = format!("2--{host}");
+    says(0, &["explain", &version, "/x?y"], &["rule     version", "version  2"]).await?;
+    let nobody = p.domain("nobody");
+    says(
+        1,
+        &["explain", &nobody],
+        &[
+            "outcome  unknown_app 404",
+            "the gateway would answer by itself: unknown_app",
+        ],
+    )
+    .await?;
+
+    // One endpoint out, and back.
+    let listed = says(0, &["endpoints", "verbs", "-o", "json"], &[]).await?;
+    let listed: Value = serde_json::from_str(&listed)?;
+    let container = listed["apps"][0]["endpoints"][0]["container"]
+        .as_str()
+        .context("a container")?;
+    let short = container.get(..12).unwrap_or(container);
+    says(0, &["eject", "verbs", short, "--for", "1h"], &[short, "is out for 60m"]).await?;
+    let out = says(0, &["endpoints", "verbs"], &[short, "ejected"]).await?;
+    let row = out.lines().find(|line| line.contains(short));
+    expect(
+        row.is_some_and(|row| row.contains("ejected (")) && out.matches("ejected").count() == 1,
+        || out.clone(),
+    )?;
+    says(0, &["explain", &host], &["outcome  forward", "ejected"]).await?;
+    says(0, &["routes", "verbs"], &["2/3"]).await?;
+    says(0, &["uneject", "verbs", short], &[short, "is back"]).await?;
+    says(0, &["routes", "verbs"], &["3/3"]).await?;
+    says(1, &["eject", "verbs", "ffffffffffff"], &["ffffffffffff"]).await?;
+
+    // It is not ready while it drains, and serves all the same.
+    says(0, &["drain"], &["not ready any more"]).await?;
+    let ready = load::get(&p.http, p.admins[0], "gateway", "/ready").await;
+    let served = p.visit("verbs", "/").await;
+    says(0, &["undrain"], &["ready again"]).await?;
+    expect(ready.as_ref().is_ok_and(|answer| answer.status == 503), || {
+        format!("{ready:?}")
+    })?;
+    expect(served.as_ref().is_ok_and(|answer| answer.status == 200), || {
+        format!("{served:?}")
+    })?;
+    let ready = load::get(&p.http, p.admins[0], "gateway", "/ready")
+        .await
+        .map_err(anyhow::Error::msg)?;
+    expect(ready.status == 200, || format!("{ready:?}"))
 }
 
 async fn exit_codes_tell_how_it_went(p: &Platform) -> Result<()> {

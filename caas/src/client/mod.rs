@@ -104,6 +104,12 @@ impl Client {
         self.call(Method::PUT, path, Some(body), &[]).await
     }
 
+    /// Puts `body` in the place of what was seen in that generation.
+    pub(crate) async fn put_seen(&self, path: &str, body: &Value, generation: u64) -> Result<Value, ApiError> {
+        let etag = format!("\"{generation}\"");
+        self.call(Method::PUT, path, Some(body), &[("if-match", &etag)]).await
+    }
+
     /// Changes some fields of the resource in the generation that was seen.
     pub(crate) async fn patch(&self, path: &str, body: &Value, generation: u64) -> Result<Value, ApiError> {
         let etag = format!("\"{generation}\"");

@@ -97,6 +97,11 @@ impl ApiError {
         }
     }
 
+    /// Somebody else has changed it since it was read.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self, Self::Problem(p) if p.code == "VERSION_CONFLICT")
+    }
+
     /// There is no such thing.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Problem(p) if p.status == 404)

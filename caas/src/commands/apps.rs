@@ -8,7 +8,7 @@ use model::{App, AppId, Instance, InstanceId, Operation, Release, Timestamp, Ver
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{WaitArgs, cell, instances};
+use super::{WaitArgs, cell, config, instances};
 use crate::cli::Session;
 use crate::client::{ApiError, typed};
 use crate::exit::Failure;
@@ -292,6 +292,11 @@ fn info_text(detail: &AppDetail) -> String {
             lines.push(format!("env        {}", names.join(" ")));
         }
     }
+    lines.extend(
+        config::own_settings(app)
+            .iter()
+            .map(|setting| format!("config     {setting}")),
+    );
     lines.join("\n")
 }
 

@@ -15,7 +15,7 @@ pub(crate) struct CanaryArgs {
     /// The app
     app: AppId,
     /// The canary's share of the requests, per cent
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=100))]
     percent: u32,
     #[command(flatten)]
     wait: WaitArgs,

@@ -38,7 +38,7 @@ pub(crate) struct DeployArgs {
     instances: Option<u32>,
     /// Run it beside the present release with this share of the requests (per cent), until `caas promote` or `caas abort`;
     /// --instances is then the canary's number [default: 1]
-    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(0..=100))]
     canary: Option<u32>,
     /// Memory limit of an instance, such as 512M or 2G [default at first: 256M]
     #[arg(short, long, value_name = "SIZE", value_parser = parse::memory_mib)]
@@ -180,6 +180,15 @@ fn read_file(path: &Path) -> Result<AppFile, Failure> {
     let text =
         std::fs::read_to_string(path).map_err(|e| Failure::usage(format!("{} can't be read: {e}", path.display())))?;
     parse_file(&text).map_err(|message| Failure::usage(format!("{}: {message}", path.display())))
+}
+
+/// `[config]` of an app's file.
+pub(super) fn read_config(path: &Path) -> Result<Map<String, Value>, Failure> {
+    let config = read_file(path)?.config;
+    if config.is_empty() {
+        return Err(Failure::usage(format!("{} has no [config]", path.display())));
+    }
+    Ok(config)
 }
 
 /// Reads the file and checks every key, so that a slip of the pen is told before anything is sent.

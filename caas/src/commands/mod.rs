@@ -3,6 +3,7 @@
 pub(crate) mod apps;
 pub(crate) mod canary;
 pub(crate) mod certificate;
+pub(crate) mod config;
 pub(crate) mod deploy;
 pub(crate) mod doctor;
 pub(crate) mod events;

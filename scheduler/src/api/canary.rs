@@ -16,8 +16,8 @@ use crate::intent::Change;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ShareRequest {
-    /// The canary's share of the requests in per cent, 1-100.
-    #[schema(minimum = 1, maximum = 100)]
+    /// The canary's share of the requests in per cent, 0-100; 0: only its own host, `{version}--{app}`, leads to it.
+    #[schema(minimum = 0, maximum = 100)]
     percent: u32,
 }
 

@@ -32,8 +32,8 @@ pub(super) struct DeployRequest {
     /// 1-1,000; 1 when not given.
     #[schema(minimum = 0, maximum = 1000)]
     instances: Option<u32>,
-    /// Only as a canary: a second release beside the present one, with that share of the requests in per cent, 1-100.
-    #[schema(minimum = 1, maximum = 100)]
+    /// Only as a canary: a second release beside the present one, with that share of the requests in per cent, 0-100.
+    #[schema(minimum = 0, maximum = 100)]
     canary: Option<u32>,
     /// Fields that are other than in the previous release; `null` brings a default back.
     #[schema(value_type = Option<schema::ReleaseSpec>)]
