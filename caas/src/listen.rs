@@ -2,16 +2,13 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use gateway::listen;
 
 use crate::exit::Failure;
 
-/// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
-const BACKLOG: i32 = 4096;
-
 /// One nonblocking listener at `address`. `setting` names what changes the address, for the error.
 pub(crate) fn one(address: SocketAddr, setting: &str) -> Result<TcpListener, Failure> {
-    bind(address, false).map_err(|e| refused(address, setting, &e))
+    listen(address, false).map_err(|e| refused(address, setting, &e))
 }
 
 /// `count` nonblocking listeners at the same address, between which the kernel spreads connections. With port 0 the
@@ -22,18 +19,8 @@ pub(crate) fn many(address: SocketAddr, count: usize, setting: &str) -> Result<V
     let address = probe.local_addr().map_err(|e| refused(address, setting, &e))?;
     drop(probe);
     (0..count.max(1))
-        .map(|_| bind(address, true).map_err(|e| refused(address, setting, &e)))
+        .map(|_| listen(address, true).map_err(|e| refused(address, setting, &e)))
         .collect()
-}
-
-fn bind(address: SocketAddr, share: bool) -> std::io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(share)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }
 
 fn refused(address: SocketAddr, setting: &str, error: &std::io::Error) -> Failure {

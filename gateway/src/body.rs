@@ -81,6 +81,34 @@ pub(crate) enum Progress {
 /// Most bytes of a request's body that are kept so that it can be sent once more (Envoy, Pingora and Linkerd keep as many).
 pub(crate) const REPLAY: usize = 64 * 1024;
 
+/// Most parts of it that are kept as they came. Each holds the whole buffer that it was read into; what comes in more parts is copied.
+const PARTS: usize = 16;
+
+/// The beginning of a request's body, kept so that it can be sent once more.
+#[derive(Default)]
+struct Record {
+    parts: Vec<Bytes>,
+    /// What came after [`PARTS`] parts and was read once only.
+    rest: Vec<u8>,
+}
+
+impl Record {
+    fn keep(&mut self, data: &Bytes) {
+        if self.parts.len() < PARTS {
+            self.parts.push(data.clone());
+        } else {
+            self.rest.extend_from_slice(data);
+        }
+    }
+
+    /// It is read from the first part on: the rest is one of them from now on.
+    fn rewind(&mut self) {
+        if !self.rest.is_empty() {
+            self.parts.push(std::mem::take(&mut self.rest).into());
+        }
+    }
+}
+
 /// A request's body on the gateway's side: it outlives the connections that read it.
 pub(crate) struct BodyState {
     pub(crate) bytes: Cell<u64>,
@@ -90,7 +118,7 @@ pub(crate) struct BodyState {
     /// What the client sends; gone once nobody needs it any more.
     source: RefCell<Option<ClientBody>>,
     /// All of it so far, while it may have to be sent once more.
-    record: RefCell<Option<Vec<Bytes>>>,
+    record: RefCell<Option<Record>>,
     /// It will not be sent again: nothing more is kept.
     settled: Cell<bool>,
     /// Which reader may read: the last one made.
@@ -110,7 +138,7 @@ impl BodyState {
             most,
             exchange,
             source: RefCell::new(Some(body)),
-            record: RefCell::new(Some(Vec::new())),
+            record: RefCell::new(Some(Record::default())),
             settled: Cell::new(false),
             reader: Cell::new(0),
             next: Cell::new(0),
@@ -125,6 +153,9 @@ impl BodyState {
         let reader = self.reader.get().wrapping_add(1);
         self.reader.set(reader);
         self.next.set(0);
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            record.rewind();
+        }
         let state = Rc::clone(self);
         Some(RequestBody(Some(Reader { state, reader })))
     }
@@ -143,7 +174,7 @@ impl BodyState {
         read(
             record
                 .as_ref()
-                .and_then(|r| r.get(self.next.get()..))
+                .and_then(|r| r.parts.get(self.next.get()..))
                 .unwrap_or_default(),
         )
     }
@@ -173,9 +204,9 @@ impl BodyState {
         if self.bytes.get() > REPLAY as u64 {
             return self.settle_now();
         }
-        if let Some(kept) = &mut *self.record.borrow_mut() {
-            kept.push(data.clone());
-            self.next.set(kept.len());
+        if let Some(record) = &mut *self.record.borrow_mut() {
+            record.keep(data);
+            self.next.set(record.parts.len());
         }
     }
 
@@ -478,5 +509,30 @@ impl Body for ResponseBody {
             Source::Http2(body) => body.size_hint(),
             Source::Switched(_) => SizeHint::with_exact(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_small_parts_are_kept_as_few() {
+        let mut record = Record::default();
+        let sent: Vec<u8> = (0..REPLAY).map(|i| (i % 251) as u8).collect();
+        for (round, half) in sent.chunks(REPLAY / 2).enumerate() {
+            for byte in half {
+                record.keep(&Bytes::copy_from_slice(&[*byte]));
+            }
+            assert_eq!(
+                record.parts.len(),
+                PARTS + round,
+                "what came after them is one more each time"
+            );
+            record.rewind();
+            record.rewind();
+        }
+        assert_eq!(record.parts.len(), PARTS + 2);
+        assert_eq!(record.parts.concat(), sent);
     }
 }

@@ -9,6 +9,7 @@ use model::PortRange;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::limit::Networks;
 
 /// Most characters of a gateway's id.
 pub const ID: usize = 64;
@@ -300,9 +301,7 @@ impl Config {
         };
         // Else an entry of the registry could make the admin port public, or requests go round for ever.
         let itself = own(self.listen) || own(self.admin) || self.tls_listen.is_some_and(own);
-        !itself
-            && self.endpoint_ports.contains(address.port())
-            && self.endpoint_cidrs.iter().any(|net| net.contains(&ip))
+        !itself && self.endpoint_ports.contains(address.port()) && Networks::new(&self.endpoint_cidrs).contains(ip)
     }
 }
 

@@ -60,7 +60,7 @@ impl Door {
     }
 
     /// Accepts connections for ever.
-    pub(crate) async fn accept(self, worker: &Rc<Worker>) {
+    pub(crate) async fn accept(&self, worker: &Rc<Worker>) {
         let mut pause = Duration::ZERO;
         loop {
             match self.listener.accept().await {
@@ -75,6 +75,20 @@ impl Door {
                     tracing::warn!(%error, "a connection could not be accepted");
                     tokio::time::sleep(pause).await;
                 }
+            }
+        }
+    }
+
+    /// Takes in who has been let in by the kernel already, then closes.
+    pub(crate) fn close(self, worker: &Rc<Worker>) {
+        let Ok(listener) = self.listener.into_std() else {
+            return;
+        };
+        for _ in 0..crate::BACKLOG {
+            let Ok((stream, peer)) = listener.accept() else { break };
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            if let Ok(stream) = stream {
+                open(worker, stream, peer, &self.side);
             }
         }
     }

@@ -44,7 +44,7 @@ pub(crate) struct Flight {
     sender: Option<Sender>,
     /// The answer came whole: the connection may be used again.
     whole: bool,
-    /// The answer broke off on the endpoint's side.
+    /// The answer, or the tunnel, broke off on the endpoint's side.
     pub(crate) cut: bool,
     /// 0 until there is an answer.
     pub(crate) status: u16,

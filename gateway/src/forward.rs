@@ -420,16 +420,16 @@ async fn attempt(
             Ok(entered) => entered,
             Err(Unpicked::Full) => return Err(Reason::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
-            Err(why) => match worker.app(app.shared.id.as_str()) {
-                Some(newer) if !Arc::ptr_eq(&newer, app) => {
+            Err(why) => match worker.newer(app) {
+                Some(newer) => {
                     *app = newer;
                     continue;
                 }
-                _ if why == Unpicked::Unreachable => {
+                None if why == Unpicked::Unreachable => {
                     reach::look_after(&worker, app, now);
                     return Err(Reason::Unreachable);
                 }
-                _ => return Err(failure),
+                None => return Err(failure),
             },
         };
         // One try on a new connection after a kept one is free: it says nothing about the app, and happens once.

@@ -54,6 +54,7 @@ mod line;
 mod metrics;
 mod outcome;
 mod owed;
+mod pipe;
 mod pool;
 mod prefix;
 mod proxy_protocol;
@@ -91,7 +92,7 @@ pub use succession::{OpenPorts, Succession};
 
 use shared::Shared;
 
-/// Connections that may wait to be accepted, per worker.
+/// Connections that may wait to be accepted, per listener; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4_096;
 
 /// What the gateway needs from others.
@@ -141,21 +142,27 @@ pub fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<std::net::Tcp
     let mut address = address;
     let mut listeners = Vec::with_capacity(workers);
     for _ in 0..workers.max(1) {
-        let socket = socket2::Socket::new(
-            socket2::Domain::for_address(address),
-            socket2::Type::STREAM,
-            Some(socket2::Protocol::TCP),
-        )?;
-        socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
-        socket.set_nonblocking(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = std::net::TcpListener::from(socket);
+        let listener = listen(address, true)?;
         address = listener.local_addr()?;
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// A non-blocking listener at this address; `share`: other listeners may have the same one (`SO_REUSEPORT`).
+///
+/// # Errors
+/// When the address can't be bound.
+pub fn listen(address: SocketAddr, share: bool) -> io::Result<std::net::TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    // Connections of a listener before it may still be open.
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(share)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// How long a gateway that has just been started waits for its first copy of the registry, or the snapshot file, before it serves.

@@ -10,9 +10,13 @@ use ipnet::IpNet;
 
 use crate::config::plain;
 
-/// A set of networks; looking an address up costs the logarithm of their number.
+/// A set of networks; looking an address up costs the logarithm of their number. IPv6 networks hold for IPv6 only, also those
+/// in which the addresses lie that wrap IPv4: `::/0` says nothing about IPv4.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Networks(Vec<(u128, u128)>);
+
+/// The first and the last address with which IPv6 wraps IPv4 (`::ffff:0:0/96`, RFC 4291 2.5.5.2).
+const WRAPPED: (u128, u128) = (0xffff_0000_0000, 0xffff_ffff_ffff);
 
 /// The address as a number, IPv4 as IPv6 wraps it.
 pub(crate) fn number(ip: IpAddr) -> u128 {
@@ -26,7 +30,17 @@ impl Networks {
     pub(crate) fn new(networks: &[IpNet]) -> Self {
         let mut ranges: Vec<_> = networks
             .iter()
-            .map(|n| (number(n.network()), number(n.broadcast())))
+            .flat_map(|n| {
+                let (first, last) = (number(n.network()), number(n.broadcast()));
+                match first < WRAPPED.0 && last >= WRAPPED.1 {
+                    true => [
+                        Some((first, WRAPPED.0 - 1)),
+                        (last > WRAPPED.1).then_some((WRAPPED.1 + 1, last)),
+                    ],
+                    false => [Some((first, last)), None],
+                }
+            })
+            .flatten()
             .collect();
         ranges.sort_unstable();
         let mut merged: Vec<(u128, u128)> = Vec::with_capacity(ranges.len());
@@ -189,6 +203,26 @@ mod tests {
             assert!(!set.contains(ip(outside)), "{outside}");
         }
         assert!(!Networks::default().contains(ip("10.0.0.1")));
+    }
+
+    #[test]
+    fn networks_of_ipv6_say_nothing_about_ipv4() {
+        let set = |nets: &[&str]| Networks::new(&nets.iter().map(|t| t.parse().expect("network")).collect::<Vec<_>>());
+        for net in ["::/0", "::/1", "::/80"] {
+            let all = set(&[net, "10.0.0.0/8"]);
+            assert!(all.contains(ip("::1")) && all.contains(ip("::fffe:ffff:ffff")));
+            assert_eq!(all.contains(ip("::1:0:0:0")), net != "::/80");
+            assert!(all.contains(ip("10.0.0.1")) && all.contains(ip("::ffff:10.0.0.1")));
+            for outside in ["0.0.0.0", "9.255.255.255", "255.255.255.255", "::ffff:11.0.0.1"] {
+                assert!(!all.contains(ip(outside)), "{outside}");
+            }
+        }
+        let four = set(&["0.0.0.0/0"]);
+        assert!(four.contains(ip("192.0.2.1")) && four.contains(ip("::ffff:192.0.2.1")));
+        assert!(!four.contains(ip("::1")) && !four.contains(ip("2001:db8::1")));
+        // Named by their wrapping they are meant.
+        assert!(set(&["::ffff:0:0/96"]).contains(ip("192.0.2.1")));
+        assert!(set(&["::ffff:10.0.0.0/104"]).contains(ip("10.2.3.4")));
     }
 
     #[test]

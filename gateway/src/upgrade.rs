@@ -1,23 +1,22 @@
-//! Tunnels: connections that became something else than HTTP (WebSocket). Bytes are copied as they come, in both
-//! directions, through one buffer per worker: a tunnel holds memory only while its receiver is slower than its sender.
+//! Tunnels: connections that became something else than HTTP (WebSocket). Bytes are copied as they come, in both directions.
 
 use std::future::poll_fn;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use futures::future::OptionFuture;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::departure::FAREWELL;
 use crate::flight::Flight;
+use crate::pipe::{Party, Pipe, broken};
 use crate::websocket::{self, Frames};
 use crate::worker::Worker;
 
@@ -43,102 +42,26 @@ pub(crate) struct Tunnel {
     pub(crate) websocket: bool,
 }
 
-/// One direction.
-struct Pipe {
-    /// Read but not written.
-    rest: Bytes,
-    unflushed: bool,
-    ended: bool,
-    closed: bool,
-    bytes: u64,
-    /// Where the WebSocket's frames are that were written.
-    frames: Option<Frames>,
-}
-
-impl Pipe {
-    fn new(rest: Bytes) -> Self {
-        Self {
-            rest,
-            unflushed: false,
-            ended: false,
-            closed: false,
-            bytes: 0,
-            frames: None,
+/// Notes what is written to the client.
+fn follow(frames: &mut Option<Frames>) -> impl FnMut(&[u8]) {
+    move |written| {
+        if let Some(frames) = frames {
+            frames.pass(written);
         }
-    }
-
-    /// Copies until there is nothing to read or no room to write; ready when the sender has closed and the receiver knows.
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
-        to: &mut (impl AsyncWrite + Unpin),
-        scratch: &mut [u8],
-    ) -> Poll<io::Result<()>> {
-        loop {
-            if !self.rest.is_empty() {
-                let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.rest))?;
-                self.unflushed = true;
-                wrote(&mut self.bytes, &mut self.frames, &self.rest[..n])?;
-                self.rest.advance(n);
-                continue;
-            }
-            if self.ended {
-                if !self.closed {
-                    ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
-                    self.closed = true;
-                }
-                return Poll::Ready(Ok(()));
-            }
-            let mut buffer = ReadBuf::new(scratch);
-            if Pin::new(&mut *from).poll_read(cx, &mut buffer)?.is_pending() {
-                // TLS may still hold what was written.
-                if self.unflushed && Pin::new(&mut *to).poll_flush(cx)?.is_ready() {
-                    self.unflushed = false;
-                }
-                return Poll::Pending;
-            }
-            let read = buffer.filled();
-            if read.is_empty() {
-                self.ended = true;
-                continue;
-            }
-            let n = match Pin::new(&mut *to).poll_write(cx, read) {
-                Poll::Ready(written) => {
-                    let n = written?;
-                    self.unflushed = true;
-                    wrote(&mut self.bytes, &mut self.frames, &read[..n])?;
-                    n
-                }
-                Poll::Pending => 0,
-            };
-            self.rest = Bytes::copy_from_slice(&read[n..]);
-        }
-    }
-
-    /// Puts a close frame behind what was written, if one may stand there; `true` once nothing more is to be said.
-    fn goodbye(&mut self) -> bool {
-        let Some(frames) = &mut self.frames else { return true };
-        if self.ended || frames.closed {
-            return self.rest.is_empty();
-        }
-        if self.rest.is_empty() && frames.between() {
-            self.rest = Bytes::from_static(&websocket::GOING_AWAY);
-            self.ended = true;
-        }
-        false
     }
 }
 
-fn wrote(bytes: &mut u64, frames: &mut Option<Frames>, written: &[u8]) -> io::Result<()> {
-    if written.is_empty() {
-        return Err(io::ErrorKind::WriteZero.into());
+/// Puts a close frame behind what was written to the client, if one may stand there; `true` once nothing more is to be said.
+fn goodbye(down: &mut Pipe, frames: Option<&Frames>) -> bool {
+    let Some(frames) = frames else { return true };
+    if down.ended || frames.closed {
+        return down.rest.is_empty();
     }
-    *bytes += written.len() as u64;
-    if let Some(frames) = frames {
-        frames.pass(written);
+    if down.rest.is_empty() && frames.between() {
+        down.rest = Bytes::from_static(&websocket::GOING_AWAY);
+        down.ended = true;
     }
-    Ok(())
+    false
 }
 
 /// Copies until both sides have closed, one breaks, or nothing moves for too long. `before` is what the client sent ahead.
@@ -154,34 +77,36 @@ pub(crate) async fn run(
         idle,
         websocket,
     } = tunnel;
-    let mut down = Pipe::new(Bytes::new());
-    down.frames = websocket.then(Frames::default);
-    let mut pipes = (Pipe::new(before), down);
+    let frames = websocket.then(Frames::default);
+    let rests = |up, down| [up, down].map(Pipe::after);
     match endpoint {
         Side::Socket(endpoint, rest) => {
-            pipes.1.rest = rest;
-            copy(worker, client, endpoint, pipes, flight, idle).await;
+            copy(worker, client, endpoint, rests(before, rest), frames, flight, idle).await;
         }
         Side::Stream(upgraded) => match upgraded.await {
-            Ok(endpoint) => copy(worker, client, TokioIo::new(endpoint), pipes, flight, idle).await,
+            Ok(endpoint) => {
+                let pipes = rests(before, Bytes::new());
+                copy(worker, client, TokioIo::new(endpoint), pipes, frames, flight, idle).await;
+            }
             Err(_) => flight.cut = true,
         },
     }
 }
 
-/// The same between two sides; `pipes` are the way to the endpoint and the way back.
+/// The same between two sides; `pipes` are the way to the endpoint and the way back, `frames` the WebSocket's that go back.
 async fn copy(
     worker: &Rc<Worker>,
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     mut endpoint: impl AsyncRead + AsyncWrite + Unpin,
-    pipes: (Pipe, Pipe),
+    pipes: [Pipe; 2],
+    mut frames: Option<Frames>,
     mut flight: Box<Flight>,
     idle: Duration,
 ) {
-    let (mut up, mut down) = pipes;
+    let [mut up, mut down] = pipes;
     let mut leave = pin!(worker.leave.cancelled());
     // Only a WebSocket has a word for the end of its endpoint's time.
-    let departing = flight.entered().filter(|_| down.frames.is_some());
+    let departing = flight.entered().filter(|_| frames.is_some());
     let departing = departing.map(|entered| Arc::clone(entered.endpoint()));
     let mut departs = pin!(OptionFuture::from(departing.as_ref().map(|e| e.departure.wait())));
     let mut told = None;
@@ -191,10 +116,15 @@ async fn copy(
     let look = (idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(5));
     let mut timer = pin!(tokio::time::sleep(look));
     let mut moved = (0, Instant::now());
-    let result = poll_fn(|cx| {
+    flight.cut = poll_fn(|cx| {
         let mut scratch = worker.scratch.borrow_mut();
-        let sent = up.poll(cx, &mut client, &mut endpoint, &mut scratch)?;
-        let mut received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
+        let sent = up.poll(cx, &mut client, &mut endpoint, &mut scratch, |_| {});
+        let received = down.poll(cx, &mut endpoint, &mut client, &mut scratch, follow(&mut frames));
+        if let Some(who) = broken(sent, received) {
+            // What is broken off behind an end that the client or the endpoint has said is no fault.
+            let said = up.ended || told.is_some() || frames.as_ref().is_some_and(|frames| frames.closed);
+            return Poll::Ready(who == Party::Endpoint && !said);
+        }
         if !listens {
             // Polled once, so that the end of the drain wakes this task; whether it has come, the flag tells.
             listens = true;
@@ -204,23 +134,23 @@ async fn copy(
         let over = departing.as_ref().is_some_and(|e| e.departure.is_over());
         if over || worker.leaving.get() {
             let until = *told.get_or_insert_with(|| Instant::now() + FAREWELL);
-            let mut said = down.goodbye();
+            let mut said = goodbye(&mut down, frames.as_ref());
             while !said {
-                received = down.poll(cx, &mut endpoint, &mut client, &mut scratch)?;
-                if received.is_pending() {
-                    break;
+                match down.poll(cx, &mut endpoint, &mut client, &mut scratch, follow(&mut frames)) {
+                    Poll::Ready(Ok(())) => said = goodbye(&mut down, frames.as_ref()),
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => break,
                 }
-                said = down.goodbye();
             }
             // Whoever is still there may say goodbye too, for which its connection must stand.
             if said && (up.ended || worker.leaving.get()) {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(false);
             }
             timer.as_mut().reset(until.into());
-            return timer.as_mut().poll(cx).map(Ok);
+            return timer.as_mut().poll(cx).map(|()| false);
         }
         if sent.is_ready() && received.is_ready() {
-            return Poll::Ready(io::Result::Ok(()));
+            return Poll::Ready(false);
         }
         while timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -234,7 +164,7 @@ async fn copy(
             };
             let still = now.saturating_duration_since(moved.1);
             if still >= most {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                return Poll::Ready(false);
             }
             let next = if up.ended || down.ended {
                 look.min(Duration::from_secs(1))
@@ -248,5 +178,4 @@ async fn copy(
     .await;
     worker.stats().tunnels_open.sub(1);
     flight.bytes_out = down.bytes;
-    flight.cut = result.is_err();
 }

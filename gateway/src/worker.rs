@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, HeaderValue};
+use model::config::Protocol;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -178,6 +179,14 @@ impl Worker {
         self.with_table(|table| table.get(key).cloned())
     }
 
+    /// The app in the newest table, if that is another than this one. Never one that speaks HTTP in place of one that does not, nor the
+    /// reverse: a request must not become commands of another protocol.
+    pub(crate) fn newer(&self, app: &Arc<App>) -> Option<Arc<App>> {
+        let tcp = |app: &App| app.settings.config.protocol == Protocol::Tcp;
+        let newer = self.app(app.shared.id.as_str())?;
+        (!Arc::ptr_eq(&newer, app) && tcp(&newer) == tcp(app)).then_some(newer)
+    }
+
     /// Keeps an upstream connection once it waits for its next request.
     pub(crate) fn keep(&self, endpoint: u64, sender: Sender, now: Instant) {
         match sender {
@@ -302,10 +311,12 @@ pub(crate) fn run(
         if let (Some(listener), Some(tls)) = (tls, &worker.shared.tls) {
             doors.push(Door::tls(listener, Arc::clone(tls))?);
         }
-        let accepting = futures::future::join_all(doors.into_iter().map(|door| door.accept(&worker)));
         tokio::select! {
             () = stop.cancelled() => {}
-            _ = accepting => {}
+            _ = futures::future::join_all(doors.iter().map(|door| door.accept(&worker))) => {}
+        }
+        for door in doors {
+            door.close(&worker);
         }
         worker.draining.set(true);
         worker.drain.cancel();

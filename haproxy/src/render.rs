@@ -7,8 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use model::config::{Balance, HashKey, Protocol, ProxyProtocol, is_segment};
 use model::registry::{EntryKey, RegistrySnapshot};
 use model::{AppConfig, AppId, Endpoint, Version};
@@ -341,7 +343,7 @@ fn http_backend(
     }
     strip(text, app, paths);
     for network in &settings.limits.deny {
-        let _ = writeln!(text, "    http-request deny deny_status 403 if {{ src {network} }}");
+        let _ = writeln!(text, "    http-request deny deny_status 403 if {}", of(network));
     }
     let times = &settings.timeouts;
     timeout(text, "connect", times.connect_ms.into());
@@ -411,6 +413,18 @@ fn servers(
     }
 }
 
+/// The condition that a client is of this network. To HAProxy an IPv4 address lies in the IPv6 networks in which the address lies that
+/// wraps it, `::/0` for one; to gateways, and whoever wrote the rule, only where the wrapping is named.
+fn of(network: &IpNet) -> String {
+    let wraps = network.contains(&IpAddr::from(Ipv4Addr::UNSPECIFIED.to_ipv6_mapped()));
+    let but = if wraps && network.prefix_len() < 96 {
+        " !{ src ::ffff:0:0/96 }"
+    } else {
+        ""
+    };
+    format!("{{ src {network} }}{but}")
+}
+
 /// TCP apps, each at its port, and those that pass TLS through at the port for it; a port of two apps is the first one's.
 fn tcp_apps(text: &mut String, apps: &BTreeMap<&AppId, App<'_>>, config: &Config) {
     let mut taken = BTreeSet::from([config.bind.port()]);
@@ -425,7 +439,7 @@ fn tcp_apps(text: &mut String, apps: &BTreeMap<&AppId, App<'_>>, config: &Config
             let at = std::net::SocketAddr::new(config.bind.ip(), port);
             let _ = write!(text, "frontend tcp:{id}\n    mode tcp\n    bind {at}\n");
             for network in &settings.limits.deny {
-                let _ = writeln!(text, "    tcp-request connection reject if {{ src {network} }}");
+                let _ = writeln!(text, "    tcp-request connection reject if {}", of(network));
             }
             timeout(text, "client", idle(settings));
             let _ = write!(text, "    default_backend tcp:{id}\n\n");
@@ -468,7 +482,7 @@ fn tcp_backend(text: &mut String, app: &App<'_>, version: Option<&str>, config: 
     text.push_str("    mode tcp\n");
     if settings.tcp.passthrough {
         for network in &settings.limits.deny {
-            let _ = writeln!(text, "    tcp-request content reject if {{ src {network} }}");
+            let _ = writeln!(text, "    tcp-request content reject if {}", of(network));
         }
     }
     balance(text, settings);

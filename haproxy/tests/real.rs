@@ -457,7 +457,7 @@ async fn every_way_of_balancing_is_understood() {
     let world = World::with_haproxy().await;
     let (at, _serving) = instance("one").await;
     let configs = [
-        r#"{"balance":"least_request","limits":{"deny":["192.0.2.0/24","2001:db8::/32"],"max_in_flight_per_endpoint":9}}"#,
+        r#"{"balance":"least_request","limits":{"deny":["192.0.2.0/24","::/0"],"max_in_flight_per_endpoint":9}}"#,
         r#"{"balance":"peak_ewma","timeouts":{"connect_ms":500,"response_s":5,"idle_s":60},"redirect_https":true}"#,
         r#"{"balance":"consistent_hash"}"#,
         r#"{"balance":"consistent_hash","hash":{"header":"x-user"}}"#,
@@ -476,6 +476,8 @@ async fn every_way_of_balancing_is_understood() {
     let revision = world.apply(changes).await;
     world.acknowledged(revision, "").await;
     assert_eq!(world.metric("caas_haproxy_refused_total").await, 0);
+    // A client by IPv4 is in no network of IPv6.
+    assert_eq!(get(world.http, "app-0.test").await.expect("an answer").1, "one");
     assert_eq!(get(world.http, "app-2.test").await.expect("an answer").1, "one");
     assert_eq!(get(world.http, "app-1.test").await.expect("an answer").0, 308);
     world.end().await;

@@ -276,9 +276,10 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
     let budget = Duration::from_millis(worker.shared.config.retry_time_ms);
     let mut tried = Tried::default();
     let mut failure = Outcome::NoEndpoints;
+    // The passage counts at the one that it came to, whichever takes it.
+    let mut app = Arc::clone(&passage.app);
     loop {
         let now = Instant::now();
-        let app = Arc::clone(&passage.app);
         let probe = |endpoint: &Arc<Endpoint>| reach::probe(&worker, &app, endpoint);
         let mut ask = Ask {
             version: passage.call.version.clone(),
@@ -291,16 +292,16 @@ async fn take(passage: &mut Passage, client: &TcpStream) -> Result<TcpStream, Ou
             Ok(entered) => entered,
             Err(Unpicked::Full) => return Err(Outcome::Overloaded),
             // Withdrawn since the table was read? Then there is a newer one.
-            Err(why) => match worker.app(app.shared.id.as_str()) {
-                Some(newer) if !Arc::ptr_eq(&newer, &app) => {
-                    passage.app = newer;
+            Err(why) => match worker.newer(&app) {
+                Some(newer) => {
+                    app = newer;
                     continue;
                 }
-                _ if why == Unpicked::Unreachable => {
+                None if why == Unpicked::Unreachable => {
                     reach::look_after(&worker, &app, now);
                     return Err(Outcome::Unreachable);
                 }
-                _ => return Err(failure),
+                None => return Err(failure),
             },
         };
         if !tried.is_empty() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use model::AppId;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::{Arrival, OnTheWay};
@@ -31,10 +31,17 @@ pub(crate) struct Ports {
     known: OpenPorts,
     stop: CancellationToken,
     wanted: BTreeMap<u16, AppId>,
-    open: BTreeMap<u16, (AppId, DropGuard)>,
+    open: BTreeMap<u16, Open>,
     /// Told as not to be opened, so that it is told once.
     failed: BTreeSet<u16>,
     tried: Instant,
+}
+
+/// One of them. Dropping it closes the port.
+struct Open {
+    /// Whose it is: the listener stays the same when that changes.
+    owner: watch::Sender<AppId>,
+    _close: DropGuard,
 }
 
 impl Ports {
@@ -76,7 +83,14 @@ impl Ports {
             }
             may
         });
-        self.open.retain(|port, (app, _)| self.wanted.get(port) == Some(app));
+        self.open.retain(|port, open| {
+            let app = self.wanted.get(port);
+            if let Some(app) = app.filter(|app| *open.owner.borrow() != **app) {
+                tracing::info!(%app, port, "port is another app's now");
+                open.owner.send_replace(app.clone());
+            }
+            app.is_some()
+        });
         self.failed.retain(|port| self.wanted.contains_key(port));
         self.look();
     }
@@ -116,16 +130,21 @@ impl Ports {
                     tracing::info!(%app, port, "port opened");
                     self.failed.remove(port);
                     let close = self.stop.child_token();
+                    let (owner, app) = watch::channel(app.clone());
                     let accepting = Accepting {
                         shared: Arc::clone(&self.shared),
                         hands: Arc::clone(&self.hands),
-                        app: app.clone(),
+                        app,
                         port: *port,
                         turn: 0,
                         _coming: OnTheWay::new(&self.shared),
                     };
                     tokio::spawn(accepting.run(listener, close.clone()));
-                    self.open.insert(*port, (app.clone(), close.drop_guard()));
+                    let open = Open {
+                        owner,
+                        _close: close.drop_guard(),
+                    };
+                    self.open.insert(*port, open);
                 }
                 Err(error) => {
                     if self.failed.insert(*port) {
@@ -140,26 +159,15 @@ impl Ports {
     }
 }
 
-/// A listener at `address`.
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(
-        socket2::Domain::for_address(address),
-        socket2::Type::STREAM,
-        Some(socket2::Protocol::TCP),
-    )?;
-    // Connections of a listener before it may still be open.
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(crate::BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    TcpListener::from_std(crate::listen(address, false)?)
 }
 
 /// One open port.
 struct Accepting {
     shared: Arc<Shared>,
     hands: Arc<[mpsc::Sender<Arrival>]>,
-    app: AppId,
+    app: watch::Receiver<AppId>,
     port: u16,
     turn: usize,
     _coming: OnTheWay,
@@ -193,7 +201,7 @@ impl Accepting {
                 self.hand_over(stream.into(), peer);
             }
         }
-        tracing::info!(app = %self.app, port = self.port, "port closed");
+        tracing::info!(app = %*self.app.borrow(), port = self.port, "port closed");
     }
 
     /// To the worker with the fewest connections; among equals in turn. Without room there the connection is closed: a worker that is a thousand
@@ -209,7 +217,7 @@ impl Accepting {
             stream,
             peer,
             port: self.port,
-            app: self.app.clone(),
+            app: self.app.borrow().clone(),
             coming: OnTheWay::new(&self.shared),
         };
         if self.hands[worker].try_send(arrival).is_err() {

@@ -28,14 +28,14 @@ fn impatient() -> AppConfig {
 }
 
 /// An endpoint whose host answers no connect: its queue of connections is full, so the kernel drops what comes.
-struct Silent {
+pub(crate) struct Silent {
     listener: TcpListener,
-    at: SocketAddr,
+    pub(crate) at: SocketAddr,
     queue: Vec<TcpStream>,
 }
 
 impl Silent {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket
@@ -248,4 +248,43 @@ async fn tcp_apps_are_closed_at_once() {
         quickest = quickest.min(start.elapsed());
     }
     assert!(quickest < CONNECT, "{quickest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_not_multiplied() {
+    // As port proxies do before dead apps: three of them, so that trying each would be three attempts for a request.
+    let dead = || upstream(|stream, _| async move { drop(stream) });
+    let all = [dead().await, dead().await, dead().await];
+    let gateway = Gateway::hello(&all.each_ref().map(|(at, _)| *at)).await;
+    let start = Instant::now();
+    let requests = 1_500;
+    for _ in 0..requests {
+        assert_eq!(gateway.get("hello.localhost", "/").await.status, 502);
+    }
+    let attempts: usize = all.iter().map(|(_, asked)| asked.load(Ordering::SeqCst)).sum();
+    let seconds = start.elapsed().as_secs_f64();
+    // The retry budget: a fifth of the requests, a hundred saved up and three a second; and what the gateway tries by itself.
+    let most = f64::from(requests) * 1.2 + 100.0 + 3.0 * seconds + 3.0 * (2.0 + seconds);
+    assert!(attempts >= requests as usize, "each request is tried: {attempts}");
+    assert!(
+        attempts as f64 <= most,
+        "{attempts} attempts for {requests} requests, at most {most}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_is_said_within_milliseconds() {
+    let (one, other) = (Silent::start().await, Silent::start().await);
+    let gateway = Gateway::hello_with(config(), &[one.at, other.at], impatient()).await;
+    until_known(&gateway).await;
+    let mut took = Vec::new();
+    while took.len() < 300 {
+        let start = Instant::now();
+        let answer = gateway.get("hello.localhost", "/").await;
+        assert_eq!(answer.reason(), "unreachable");
+        took.push(start.elapsed());
+    }
+    took.sort_unstable();
+    // A median on loopback, a connection for each: a busy machine moves the tail, not this.
+    assert!(took[150] <= Duration::from_millis(10), "{:?}", took[150]);
 }

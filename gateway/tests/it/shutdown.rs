@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
 
@@ -299,4 +300,46 @@ async fn the_last_answer_says_so() {
         let said: Vec<_> = answer.head.lines().filter(|l| l.starts_with("connection:")).collect();
         assert_eq!(said, ["connection: close"], "{rest}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_to_be_accepted_is_answered() {
+    let app = Recorder::start("app").await;
+    let http = gateway::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+    let at = http[0].local_addr().unwrap();
+    // The kernel has let them in before the gateway accepts anybody, and it stops as soon as it has begun.
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(at).await.unwrap();
+        let asked = client
+            .write_all(b"GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n")
+            .await;
+        asked.unwrap();
+        clients.push(client);
+    }
+    let succession = gateway::Succession::default();
+    succession.handed_over.cancel();
+    let feed = Arc::new(Feed::default());
+    let deps = gateway::Deps {
+        registry: feed.clone(),
+        reload: Arc::default(),
+    };
+    let listeners = gateway::Listeners {
+        http,
+        tls: Vec::new(),
+        tcp: Vec::new(),
+        admin: std::net::TcpListener::bind("127.0.0.1:0").unwrap(),
+        succession,
+    };
+    let running = tokio::spawn(gateway::run(config(), deps, listeners, CancellationToken::new()));
+    until("the gateway follows", || feed.is_followed()).await;
+    feed.say(&snapshot(1, &[("hello", "1", "a", app.at)], &[]));
+    for mut client in clients {
+        let mut got = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, client.read_to_end(&mut got)).await;
+        ended.expect("closed").expect("not reset");
+        assert_eq!(Answer::parse(&got).body, "app");
+    }
+    assert!(TcpStream::connect(at).await.is_err(), "nobody else is let in");
+    tokio::time::timeout(LIMIT, running).await.unwrap().unwrap().unwrap();
 }

@@ -54,6 +54,10 @@ impl Feed {
         }
     }
 
+    pub(crate) fn is_followed(&self) -> bool {
+        !self.followers.lock().unwrap().is_empty()
+    }
+
     pub(crate) fn last_ack(&self) -> Option<Acknowledgement> {
         self.acks.lock().unwrap().last().cloned()
     }
@@ -157,10 +161,7 @@ impl Gateway {
             shutdown,
             task,
         };
-        until("the gateway follows", || {
-            !gateway.feed.followers.lock().unwrap().is_empty()
-        })
-        .await;
+        until("the gateway follows", || gateway.feed.is_followed()).await;
         gateway
     }
 

@@ -12,6 +12,7 @@ use model::registry::RegistryChange;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::outages::Silent;
 use crate::support::*;
 
 /// A port at which nobody listens, so that a gateway can; none of those that the kernel gives to others meanwhile.
@@ -431,4 +432,97 @@ async fn the_access_log_has_a_line_per_connection() {
     assert_eq!((&line["protocol"], &line["app"]), (&"tcp".into(), &"db".into()));
     assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&4.into(), &8.into()));
     assert_eq!((&line["port"], &line["reason"]), (&at.port().into(), &"".into()));
+}
+
+fn config_of(app: &str, config: AppConfig) -> RegistryChange {
+    RegistryChange::Config(app.parse().unwrap(), config)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_is_the_next_apps_at_once() {
+    let port = free_port().await;
+    let at = SocketAddr::from(([127, 0, 0, 1], port));
+    let entries = [
+        ("db", "1", "c", named("db").await),
+        ("cache", "1", "c", named("cache").await),
+    ];
+    let gateway = Gateway::with(settings(), &entries, &[("db", tcp(port))]).await;
+    let mut long = TcpStream::connect(at).await.unwrap();
+    assert_eq!(read_until(&mut long, "db").await, "db");
+    for (revision, from, to) in [(2, "db", "cache"), (3, "cache", "db"), (4, "db", "cache")] {
+        let moves = vec![config_of(from, AppConfig::default()), config_of(to, tcp(port))];
+        gateway.tell(changes(revision, moves), revision).await;
+        assert_eq!(talk(at).await, format!("{to}wordbye"), "what is acknowledged is open");
+        assert_eq!(gateway.metric("caas_gateway_tcp_ports_failed").await as u64, 0);
+    }
+    long.write_all(b"still there").await.unwrap();
+    assert_eq!(read_until(&mut long, "there").await, "still there");
+}
+
+/// A gateway with the app `db` of this configuration, and a connection to it that waits for an endpoint which says nothing.
+async fn waiting(mut app: AppConfig) -> (Gateway, SocketAddr, TcpStream, Silent) {
+    let silent = Silent::start().await;
+    app.timeouts.connect_ms = 400;
+    let (gateway, at) = db_with(settings(), app, &[silent.at]).await;
+    let client = TcpStream::connect(at).await.unwrap();
+    gateway.reaches("caas_gateway_upstream_connects_total", 1.0).await;
+    (gateway, at, client, silent)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_was_made_anew_meanwhile_counts_its_own_connections() {
+    let mut app = tcp(free_port().await);
+    let (gateway, at, mut client, _silent) = waiting(app.clone()).await;
+    app.timeouts.connect_ms = 400;
+    let anew = vec![
+        remove("db", "1", "c0"),
+        RegistryChange::ConfigRemove("db".parse().unwrap()),
+        config_of("db", app),
+        put("db", "1", "c1", named("new").await),
+    ];
+    gateway.tell(changes(2, anew), 2).await;
+    client.write_all(b"word").await.unwrap();
+    client.shutdown().await.unwrap();
+    assert_eq!(
+        rest(&mut client).await,
+        "newwordbye",
+        "the app that is there now has it"
+    );
+    assert_eq!(talk(at).await, "newwordbye", "alone it is not too many");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_speaks_http_by_now_is_no_tcp_app() {
+    let (gateway, _, mut client, _silent) = waiting(tcp(free_port().await)).await;
+    let http = Recorder::start("http").await;
+    let moved = vec![
+        config_of("db", AppConfig::default()),
+        remove("db", "1", "c0"),
+        put("db", "2", "c1", http.at),
+    ];
+    gateway.tell(changes(2, moved), 2).await;
+    assert_eq!(gateway.get("db.localhost", "/").await.body, "http");
+    let _ = client.write_all(b"word\r\n\r\n").await;
+    assert_eq!(rest(&mut client).await, "");
+    assert_eq!((http.count(), http.junk.lock().unwrap().len()), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_speaks_no_http_by_now_gets_no_request() {
+    let silent = Silent::start().await;
+    let mut app = AppConfig::default();
+    app.timeouts.connect_ms = 400;
+    let gateway = Gateway::with(settings(), &[("db", "1", "c0", silent.at)], &[("db", app)]).await;
+    let (at, taken) = upstream(|stream, _| async move { drop(stream) }).await;
+    let moved = vec![
+        config_of("db", tcp(free_port().await)),
+        remove("db", "1", "c0"),
+        put("db", "2", "c1", at),
+    ];
+    let (answer, ()) = tokio::join!(gateway.get("db.localhost", "/"), async {
+        gateway.reaches("caas_gateway_upstream_connects_total", 1.0).await;
+        gateway.tell(changes(2, moved), 2).await;
+    });
+    assert_eq!((answer.status, answer.reason()), (502, "connect_failed"));
+    assert_eq!(taken.load(Ordering::SeqCst), 0);
 }

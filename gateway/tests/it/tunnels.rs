@@ -1,5 +1,6 @@
 //! Upgraded connections.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
+use crate::replay::reset;
 use crate::support::*;
 
 pub(crate) const ASK: &str = "GET /ws HTTP/1.1\r\nHost: hello.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n\r\n";
@@ -259,4 +261,61 @@ async fn an_app_may_ask_for_an_upgrade() {
         (answer.status(), answer.header("upgrade"), answer.header("connection")),
         (426, "", "")
     );
+}
+
+/// Tunnels one after the other; `end` is what becomes of each once it is open.
+async fn tunnels<F: Future<Output = ()>>(gateway: &Gateway, n: usize, end: impl Fn(TcpStream) -> F) {
+    for _ in 0..n {
+        let mut client = TcpStream::connect(gateway.http).await.unwrap();
+        client.write_all(ASK.as_bytes()).await.unwrap();
+        read_until(&mut client, "\r\n\r\n").await;
+        end(client).await;
+        gateway
+            .reaches("caas_gateway_requests_in_flight{app=\"hello\"}", 0.0)
+            .await;
+    }
+}
+
+const EJECTIONS: &str = "caas_gateway_ejections_total";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_vanish_count_against_no_endpoint() {
+    let app = model::AppConfig {
+        timeouts: model::config::Timeouts {
+            idle_s: 1,
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let gateway = Gateway::hello_with(config(), &[echo().await, echo().await], app).await;
+    tunnels(&gateway, 12, |client| async move { reset(&client) }).await;
+    // Nor does silence until the time is over.
+    let silent = (0..12).map(|_| {
+        tunnels(&gateway, 1, |mut client| async move {
+            let _ = client.read_to_end(&mut Vec::new()).await;
+        })
+    });
+    futures::future::join_all(silent).await;
+    assert_eq!(gateway.metric(EJECTIONS).await as u64, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_that_break_tunnels_off_are_left_out() {
+    let breaking = || {
+        upstream(|mut stream, _| async move {
+            let _ = read_request(&mut stream, &mut Vec::new()).await;
+            let _ = stream.write_all(YES).await;
+            // A word of the client's, so that what was said before the break has arrived.
+            let _ = stream.read(&mut [0; 8]).await;
+            reset(&stream);
+        })
+    };
+    let (one, other) = (breaking().await.0, breaking().await.0);
+    let gateway = Gateway::hello(&[one, other]).await;
+    tunnels(&gateway, 12, |mut client| async move {
+        client.write_all(b"word").await.unwrap();
+        let _ = client.read_to_end(&mut Vec::new()).await;
+    })
+    .await;
+    assert!(gateway.metric(EJECTIONS).await >= 1.0);
 }

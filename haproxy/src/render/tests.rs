@@ -363,3 +363,12 @@ fn what_a_client_says_of_where_it_comes_from_is_overwritten() {
         );
     }
 }
+
+#[test]
+fn networks_of_ipv6_say_nothing_about_ipv4() {
+    let text = |network: &str| of(&network.parse().expect("network"));
+    assert_eq!(text("::/0"), "{ src ::/0 } !{ src ::ffff:0:0/96 }");
+    assert_eq!(text("::ffff:0:0/96"), "{ src ::ffff:0.0.0.0/96 }");
+    assert_eq!(text("2001:db8::/32"), "{ src 2001:db8::/32 }");
+    assert_eq!(text("0.0.0.0/0"), "{ src 0.0.0.0/0 }");
+}
