@@ -1,16 +1,23 @@
-//! The access log: one JSON line per request. Workers hand lines to a writing thread through a bounded channel; when it
-//! can't keep up (a full disk, a stuck pipe) lines are dropped and counted, and no request waits.
+//! The access log: one JSON line per request. A worker collects lines, and hands them to a writing thread through a bounded channel
+//! once there are enough or a moment has passed: waking that thread for each would cost more than the line. When it can't keep up (a
+//! full disk, a stuck pipe) lines are dropped and counted, and no request waits.
 
+use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Error;
 
-/// Lines that may wait for the writer.
-const WAITING: usize = 8_192;
+/// Bytes of lines from which on they are handed over.
+const BATCH: usize = 32 * 1024;
+/// Batches that may wait for the writer.
+const WAITING: usize = 256;
+/// How long a line waits for others at most.
+pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 
 /// One request, as logged. Times in microseconds, sizes in bytes of bodies.
 #[derive(Debug, Serialize)]
@@ -65,18 +72,55 @@ impl AccessLog {
             .map_err(|e| Error::Start(format!("the access log's thread: {e}")))?;
         Ok(Some(Self(sender)))
     }
+}
 
-    /// Hands a line over; `false` when it was dropped.
-    pub(crate) fn send(&self, line: &impl Serialize) -> bool {
-        let mut text = Vec::with_capacity(512);
-        if serde_json::to_writer(&mut text, line).is_err() {
-            return false;
+/// The lines of one worker that are not handed over yet.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    log: Option<AccessLog>,
+    text: RefCell<Vec<u8>>,
+    count: Cell<u64>,
+}
+
+impl Lines {
+    pub(crate) fn new(log: Option<AccessLog>) -> Self {
+        Self {
+            log,
+            text: RefCell::default(),
+            count: Cell::new(0),
+        }
+    }
+
+    /// Adds a line. The number of lines that were dropped.
+    pub(crate) fn add(&self, line: &impl Serialize) -> u64 {
+        let mut text = self.text.borrow_mut();
+        let before = text.len();
+        if serde_json::to_writer(&mut *text, line).is_err() {
+            text.truncate(before);
+            return 1;
         }
         text.push(b'\n');
-        match self.0.try_send(text) {
-            Ok(()) => true,
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => false,
+        self.count.set(self.count.get() + 1);
+        let enough = text.len() >= BATCH;
+        drop(text);
+        if enough { self.hand_over() } else { 0 }
+    }
+
+    /// Hands over what there is. The number of lines that were dropped.
+    pub(crate) fn hand_over(&self) -> u64 {
+        let count = self.count.take();
+        if count == 0 {
+            return 0;
         }
+        let text = self.text.replace(Vec::with_capacity(BATCH + BATCH / 8));
+        let sent = self.log.as_ref().is_some_and(|log| log.0.try_send(text).is_ok());
+        if sent { 0 } else { count }
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.hand_over();
     }
 }
 

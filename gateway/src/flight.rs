@@ -1,6 +1,7 @@
 //! One request's record, from its head to the last byte of its answer: what it holds (endpoint, upstream connection)
 //! and what is written down when it ends. It ends exactly once, however the request ends.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -151,16 +152,10 @@ impl Flight {
     }
 
     fn write_line(&self, fields: &LogFields, duration: Duration) {
-        let Some(log) = &self.worker.shared.log else { return };
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
-        let text = |v: &Option<HeaderValue>| {
-            v.as_ref()
-                .map(|v| String::from_utf8_lossy(v.as_bytes()).into_owned())
-                .unwrap_or_default()
-        };
-        let at = self.entered.as_ref().map(|e| Arc::clone(e.endpoint()));
-        let (host, request_id) = (text(&fields.host), text(&fields.request_id));
-        let traceparent = text(&fields.traceparent);
+        let at = self.entered.as_ref().map(Entered::endpoint);
+        let host = text(fields.host.as_ref());
+        let (request_id, traceparent) = (text(fields.request_id.as_ref()), text(fields.traceparent.as_ref()));
         let line = access_log::Line {
             ts: model::Timestamp::now(),
             protocol: if self.exchange.http2 { "HTTP/2" } else { "HTTP/1.1" },
@@ -169,9 +164,9 @@ impl Flight {
             path: fields.uri.path_and_query().map_or("", |p| p.as_str()),
             status: self.status,
             app: self.app.as_ref().map_or("", |a| a.shared.id.as_str()),
-            version: at.as_ref().map_or("", |e| e.key.version.as_str()),
-            container: at.as_ref().map_or("", |e| e.key.container.as_str()),
-            endpoint: at.as_ref().map(|e| e.address.to_string()).unwrap_or_default(),
+            version: at.map_or("", |e| e.key.version.as_str()),
+            container: at.map_or("", |e| e.key.container.as_str()),
+            endpoint: at.map(|e| e.address.to_string()).unwrap_or_default(),
             attempts: self.attempts,
             duration_us: micros(duration),
             gateway_us: self.in_gateway.map_or(0, micros),
@@ -189,10 +184,12 @@ impl Flight {
                 None => "",
             },
         };
-        if !log.send(&line) {
-            self.worker.stats().log_dropped.add(1);
-        }
+        self.worker.log(&line);
     }
+}
+
+fn text(value: Option<&HeaderValue>) -> Cow<'_, str> {
+    value.map(|v| String::from_utf8_lossy(v.as_bytes())).unwrap_or_default()
 }
 
 impl Drop for Flight {

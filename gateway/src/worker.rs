@@ -11,9 +11,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, HeaderValue};
 use model::config::Protocol;
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::{self, Lines};
 use crate::answer::Reason;
 use crate::door::Door;
 use crate::exchange::{Limits, Pace};
@@ -75,6 +77,7 @@ pub(crate) struct Worker {
     count: Cell<u64>,
     /// Tries that may have been sampled.
     tries: Cell<u64>,
+    lines: Lines,
 }
 
 /// How many files this process may have open.
@@ -151,6 +154,7 @@ impl Worker {
             prefix: hex(rand::random()),
             count: Cell::new(rand::random()),
             tries: Cell::new(0),
+            lines: Lines::new(shared.log.clone()),
             shared,
         }
     }
@@ -158,6 +162,18 @@ impl Worker {
     #[inline]
     pub(crate) fn stats(&self) -> &WorkerStats {
         &self.shared.workers[self.index]
+    }
+
+    /// Writes a line of the access log.
+    pub(crate) fn log(&self, line: &impl Serialize) {
+        let dropped = self.lines.add(line);
+        self.stats().log_dropped.add(dropped);
+    }
+
+    /// Hands the lines of the access log over to its writer.
+    fn hand_over_lines(&self) {
+        let dropped = self.lines.hand_over();
+        self.stats().log_dropped.add(dropped);
     }
 
     /// Counts an answer that has no request of which there is a record.
@@ -299,6 +315,15 @@ pub(crate) fn run(
                 sweeping.streams.sweep(now, sweeping.pool.keep());
             }
         });
+        if worker.shared.log.is_some() {
+            let logging = Rc::clone(&worker);
+            tokio::task::spawn_local(async move {
+                loop {
+                    tokio::time::sleep(access_log::PAUSE).await;
+                    logging.hand_over_lines();
+                }
+            });
+        }
         let taking = Rc::clone(&worker);
         // Ends with the last open port.
         tokio::task::spawn_local(async move {
@@ -336,6 +361,7 @@ pub(crate) fn run(
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }
+        worker.hand_over_lines();
         Ok(())
     })
 }

@@ -100,7 +100,9 @@ impl Drop for Passage {
         stripe.open.sub(1);
         stripe.ended[self.outcome as usize].add(1);
         self.app.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
-        let Some(log) = &self.worker.shared.log else { return };
+        if self.worker.shared.log.is_none() {
+            return;
+        }
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         let at = self.entered.as_ref().map(Entered::endpoint);
         let line = Line {
@@ -122,9 +124,7 @@ impl Drop for Passage {
                 other => other.as_str(),
             },
         };
-        if !log.send(&line) {
-            self.worker.stats().log_dropped.add(1);
-        }
+        self.worker.log(&line);
     }
 }
 
