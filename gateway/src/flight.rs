@@ -166,7 +166,7 @@ impl Flight {
             app: self.app.as_ref().map_or("", |a| a.shared.id.as_str()),
             version: at.map_or("", |e| e.key.version.as_str()),
             container: at.map_or("", |e| e.key.container.as_str()),
-            endpoint: at.map(|e| e.address.to_string()).unwrap_or_default(),
+            endpoint: at.map(|e| e.address),
             attempts: self.attempts,
             duration_us: micros(duration),
             gateway_us: self.in_gateway.map_or(0, micros),
@@ -184,7 +184,7 @@ impl Flight {
                 None => "",
             },
         };
-        self.worker.log(&line);
+        self.worker.log(|out| line.write(out));
     }
 }
 

@@ -5,6 +5,8 @@
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
+use crate::worker::hex;
+
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -35,11 +37,16 @@ pub(crate) fn parent(headers: &mut HeaderMap, request_id: Option<&HeaderValue>) 
     {
         return Some(only.clone());
     }
-    let trace = request_id
-        .and_then(|v| v.to_str().ok())
-        .filter(|text| id(text.as_bytes(), 32))
-        .map_or_else(|| format!("{:032x}", rand::random::<u128>().max(1)), str::to_owned);
-    let made = HeaderValue::try_from(format!("00-{trace}-{:016x}-01", rand::random::<u64>().max(1))).ok()?;
+    let mut made = *b"00-00000000000000000000000000000000-0000000000000000-01";
+    match request_id.map(HeaderValue::as_bytes).filter(|text| id(text, 32)) {
+        Some(trace) => made[3..35].copy_from_slice(trace),
+        None => {
+            made[3..19].copy_from_slice(&hex(rand::random()));
+            made[19..35].copy_from_slice(&hex(rand::random::<u64>().max(1)));
+        }
+    }
+    made[36..52].copy_from_slice(&hex(rand::random::<u64>().max(1)));
+    let made = HeaderValue::from_bytes(&made).ok()?;
     headers.insert(TRACEPARENT, made.clone());
     // It belongs to the trace that could not be read.
     headers.remove(TRACESTATE);

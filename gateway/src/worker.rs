@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::{ArcSwap, Cache};
 use http::{HeaderMap, HeaderValue};
 use model::config::Protocol;
-use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -165,8 +164,8 @@ impl Worker {
     }
 
     /// Writes a line of the access log.
-    pub(crate) fn log(&self, line: &impl Serialize) {
-        let dropped = self.lines.add(line);
+    pub(crate) fn log(&self, write: impl FnOnce(&mut Vec<u8>)) {
+        let dropped = self.lines.add(write);
         self.stats().log_dropped.add(dropped);
     }
 
@@ -282,7 +281,8 @@ impl RequestId {
     }
 }
 
-fn hex(number: u64) -> [u8; 16] {
+/// Its 16 hexadecimal digits.
+pub(crate) fn hex(number: u64) -> [u8; 16] {
     let mut digits = [0; 16];
     for (byte, pair) in number.to_be_bytes().iter().zip(digits.chunks_exact_mut(2)) {
         pair[0] = b"0123456789abcdef"[usize::from(byte >> 4)];

@@ -16,6 +16,7 @@ use super::Arrival;
 use super::greeting::greeting;
 use super::metrics::{Outcome, Stripe};
 use super::splice::{End, splice};
+use crate::access_log;
 use crate::balance::{Ask, Tried, Unpicked};
 use crate::config::plain;
 use crate::door::Open;
@@ -124,7 +125,7 @@ impl Drop for Passage {
                 other => other.as_str(),
             },
         };
-        self.worker.log(&line);
+        self.worker.log(|out| access_log::any(out, &line));
     }
 }
 
