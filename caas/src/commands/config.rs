@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
-use model::{App, AppConfig, AppId};
+use model::{App, AppConfig, AppId, Operation};
 use serde_json::{Map, Value, json};
 
 use super::{WaitArgs, deploy};
@@ -61,7 +61,7 @@ type Config = Map<String, Value>;
 pub(crate) async fn run(session: &Session, args: &ConfigArgs) -> Result<(), Failure> {
     let change = &args.change;
     let file = change.file.as_deref().map(deploy::read_config).transpose()?;
-    let (before, app) = fetch(session, &args.app).await?;
+    let (before, app, open) = fetch(session, &args.app).await?;
     if file.is_none() && change.set.is_empty() && change.unset.is_empty() {
         match session.output {
             Output::Json => render::print_json(&Value::Object(before)),
@@ -70,17 +70,25 @@ pub(crate) async fn run(session: &Session, args: &ConfigArgs) -> Result<(), Fail
         return Ok(());
     }
     let path = format!("/apps/{}/config", args.app);
-    let (mut seen, mut app) = (before.clone(), app);
+    let (mut seen, mut app, mut open) = (before, app, open);
     for _ in 0..TRIES {
+        if let Some(open) = &open {
+            return Err(Failure::error(format!(
+                "a {} of app {} is under way: configure it when that has ended (`caas op watch {}`)",
+                open.kind.as_str(),
+                args.app,
+                open.id
+            )));
+        }
         let of_canary = app.canary.is_some();
         let wanted = changed(&seen, file.as_ref(), change, of_canary).map_err(Failure::usage)?;
         let wanted = Value::Object(wanted);
         match session.client.put_seen(&path, &wanted, app.generation.0).await {
-            Err(e) if e.is_stale() => (seen, app) = fetch(session, &args.app).await?,
+            Err(e) if e.is_stale() => (seen, app, open) = fetch(session, &args.app).await?,
             answer => {
                 if session.follow_change(&answer?, &args.wait).await?.is_some() {
-                    let (after, _) = fetch(session, &args.app).await?;
-                    session.say(&told(&args.app, &before, &after));
+                    let (after, ..) = fetch(session, &args.app).await?;
+                    session.say(&told(&args.app, &seen, &after));
                 }
                 return Ok(());
             }
@@ -92,12 +100,14 @@ pub(crate) async fn run(session: &Session, args: &ConfigArgs) -> Result<(), Fail
     )))
 }
 
-/// The configuration of an app, and the app whose it is.
-async fn fetch(session: &Session, id: &AppId) -> Result<(Config, App), Failure> {
+/// The configuration of an app, the app whose it is, and what is under way there that a change would take the place of.
+async fn fetch(session: &Session, id: &AppId) -> Result<(Config, App, Option<Operation>), Failure> {
     let answer = session.client.get(&format!("/apps/{id}")).await?;
     let app: App = typed(&answer["app"])?;
+    let operation: Option<Operation> = typed(&answer["operation"])?;
+    let open = operation.filter(|operation| !operation.state.is_final());
     match &answer["app"]["config"] {
-        Value::Object(config) => Ok((config.clone(), app)),
+        Value::Object(config) => Ok((config.clone(), app, open)),
         _ => Err(ApiError::Unexpected(format!("the API's answer has no configuration of app {id}")).into()),
     }
 }
@@ -127,6 +137,9 @@ fn changed(current: &Config, file: Option<&Config>, change: &Change, of_canary: 
     let keys = change.unset.iter().chain(change.set.iter().map(|(key, _)| key));
     for key in keys {
         let (table, _) = known(current, key)?;
+        if table == "protocol" {
+            return Err("what an app speaks belongs to its release: `caas deploy --protocol`".into());
+        }
         if table == FREE && of_canary {
             return Err("the weights are its canary's as long as there is one: `caas canary` changes its share".into());
         }
@@ -187,7 +200,11 @@ fn value(text: &str, before: Option<&Value>) -> Value {
     let one = table.filter(|table| table.len() == 1);
     let value = match one.and_then(|mut table| table.remove("value")) {
         None | Some(toml::Value::Datetime(_)) => json!(text),
-        Some(value) => serde_json::to_value(value).unwrap_or_else(|_| json!(text)),
+        // JSON has no `inf` and `nan`: the API says so to the text.
+        Some(value) => serde_json::to_value(value)
+            .ok()
+            .filter(|value| !value.is_null())
+            .unwrap_or_else(|| json!(text)),
     };
     match (value, before) {
         (Value::String(text), Some(Value::Array(_))) => {

@@ -16,7 +16,7 @@ use crate::intent::Change;
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ShareRequest {
-    /// The canary's share of the requests in per cent, 0-100; 0: only its own host, `{version}--{app}`, leads to it.
+    /// The canary's share of the requests in per cent, 0-100; 0: only its own host, `{version}--{app}`, leads to it, as long as the other version has an instance.
     #[schema(minimum = 0, maximum = 100)]
     percent: u32,
 }
