@@ -4,10 +4,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -19,6 +21,8 @@ const BATCH: usize = 32 * 1024;
 const WAITING: usize = 256;
 /// How long a line waits for others at most.
 pub(crate) const PAUSE: Duration = Duration::from_millis(100);
+/// How long the end of the process may wait for the last ones.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// One request, as logged. Times in microseconds, sizes in bytes of bodies.
 #[derive(Debug)]
@@ -145,7 +149,11 @@ fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) {
 
 /// Where lines go.
 #[derive(Clone, Debug)]
-pub(crate) struct AccessLog(SyncSender<Vec<u8>>);
+pub(crate) struct AccessLog {
+    batches: SyncSender<Vec<u8>>,
+    /// Batches that are not written yet.
+    waiting: Arc<AtomicUsize>,
+}
 
 impl AccessLog {
     /// `off`, `stdout` or a path. The writer ends when the last sender is gone.
@@ -161,12 +169,32 @@ impl AccessLog {
                     .map_err(|e| Error::Config(format!("the access log {path:?} can't be opened: {e}")))?,
             ),
         };
-        let (sender, lines) = sync_channel(WAITING);
+        let (batches, lines) = sync_channel(WAITING);
+        let waiting = Arc::<AtomicUsize>::default();
+        let unwritten = Arc::clone(&waiting);
         std::thread::Builder::new()
             .name("access-log".into())
-            .spawn(move || write(&lines, BufWriter::with_capacity(64 * 1024, out)))
+            .spawn(move || write(&lines, &unwritten, out))
             .map_err(|e| Error::Start(format!("the access log's thread: {e}")))?;
-        Ok(Some(Self(sender)))
+        Ok(Some(Self { batches, waiting }))
+    }
+
+    /// Waits until all is written, for a moment at most.
+    pub(crate) async fn finish(&self) {
+        let deadline = Instant::now() + FINISH;
+        while self.waiting.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// `false`: the writer is behind.
+    fn send(&self, batch: Vec<u8>) -> bool {
+        self.waiting.fetch_add(1, Ordering::Release);
+        let sent = self.batches.try_send(batch).is_ok();
+        if !sent {
+            self.waiting.fetch_sub(1, Ordering::Release);
+        }
+        sent
     }
 }
 
@@ -205,7 +233,7 @@ impl Lines {
             return 0;
         }
         let text = self.text.replace(Vec::with_capacity(BATCH + BATCH / 8));
-        let sent = self.log.as_ref().is_some_and(|log| log.0.try_send(text).is_ok());
+        let sent = self.log.as_ref().is_some_and(|log| log.send(text));
         if sent { 0 } else { count }
     }
 }
@@ -216,15 +244,10 @@ impl Drop for Lines {
     }
 }
 
-fn write(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
+fn write(batches: &Receiver<Vec<u8>>, waiting: &AtomicUsize, mut out: impl Write) {
     let mut failing = false;
-    while let Ok(first) = lines.recv() {
-        let mut result = out.write_all(&first);
-        while let Ok(line) = lines.try_recv() {
-            result = result.and(out.write_all(&line));
-        }
-        result = result.and(out.flush());
-        match result {
+    while let Ok(batch) = batches.recv() {
+        match out.write_all(&batch).and_then(|()| out.flush()) {
             Err(error) if !failing => {
                 tracing::warn!(%error, "the access log can't be written; lines are lost until it can");
                 failing = true;
@@ -232,6 +255,7 @@ fn write(lines: &Receiver<Vec<u8>>, mut out: impl Write) {
             Ok(()) => failing = false,
             Err(_) => {}
         }
+        waiting.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -155,7 +155,7 @@ async fn stretch(
         }
         Done::Owing(owing) => {
             client.last.forget();
-            worker.idle.let_go();
+            idle::let_go(worker);
             Some(Rest::Owing(Box::new(owing)))
         }
         Done::Tunnel(stream, before, tunnel) => {

@@ -85,7 +85,12 @@ impl Door {
             return;
         };
         for _ in 0..crate::BACKLOG {
-            let Ok((stream, peer)) = listener.accept() else { break };
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                // It has left while it waited.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+                Err(_) => break,
+            };
             let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
             if let Ok(stream) = stream {
                 open(worker, stream, peer, &self.side);

@@ -50,6 +50,8 @@ pub(crate) struct Exchange {
     pub(crate) tunnel: RefCell<Option<Tunnel>>,
     /// Grows with each read or write that moved bytes.
     progress: Cell<u32>,
+    /// Grows with each request.
+    requests: Cell<u32>,
     /// It is a stream of an HTTP/2 connection, with a task of its own.
     pub(crate) http2: bool,
     /// The request's head was larger than one may be.
@@ -85,6 +87,7 @@ impl Exchange {
             patience: Cell::new(patience),
             tunnel: RefCell::new(None),
             progress: Cell::new(0),
+            requests: Cell::new(0),
             http2: false,
             head_too_large: Cell::new(false),
             hints: Hints::default(),
@@ -112,6 +115,7 @@ impl Exchange {
     /// A request's head is whole.
     #[inline]
     pub(crate) fn begin(&self, version: Version) {
+        self.requests.set(self.requests.get().wrapping_add(1));
         self.takes_hints.set(version >= Version::HTTP_11);
         self.hints.clear();
         self.phase.set(Phase::Waiting);
@@ -286,6 +290,7 @@ const SETTLED: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(crate) struct Watch {
     progress: u32,
+    requests: u32,
     /// When it looked last.
     looked: Instant,
     /// When bytes were last seen to move.
@@ -299,6 +304,7 @@ impl Watch {
     pub(crate) fn new(now: Instant, head: Option<Instant>) -> Self {
         Self {
             progress: 0,
+            requests: 0,
             looked: now,
             moved: now,
             head,
@@ -320,6 +326,11 @@ impl Watch {
         if exchange.progress.get() != self.progress {
             self.progress = exchange.progress.get();
             self.moved = now;
+        }
+        if exchange.requests.get() != self.requests {
+            self.requests = exchange.requests.get();
+            // Another one's.
+            self.head = None;
         }
         let still = now.saturating_duration_since(self.moved);
         let since = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));

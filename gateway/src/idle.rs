@@ -52,13 +52,7 @@ impl Drop for Held<'_> {
 }
 
 impl Idle {
-    /// A connection has let go of what serving it takes.
-    pub(crate) fn let_go(&self) {
-        self.parked.set(self.parked.get().saturating_add(1));
-    }
-
     fn take(&self, until: Instant) -> usize {
-        self.let_go();
         let waker = Waker::noop().clone();
         self.places.borrow_mut().insert(Place { waker, until })
     }
@@ -98,9 +92,7 @@ pub(crate) fn parked<'a>(worker: &'a Rc<Worker>, stream: &'a Stream) -> impl Fut
         limits.idle.saturating_sub(limits.park.unwrap_or_default())
     };
     let key = worker.idle.take(Instant::now() + left);
-    if !worker.idle.looks.replace(true) {
-        tokio::task::spawn_local(look_after(Rc::clone(worker)));
-    }
+    let_go(worker);
     worker.stats().parked.add(1);
     let held = Held { worker, key };
     poll_fn(move |cx| {
@@ -118,6 +110,15 @@ pub(crate) fn parked<'a>(worker: &'a Rc<Worker>, stream: &'a Stream) -> impl Fut
             _ => Poll::Ready(stream.has_bytes()),
         }
     })
+}
+
+/// A connection has let go of what serving it takes.
+pub(crate) fn let_go(worker: &Rc<Worker>) {
+    let idle = &worker.idle;
+    idle.parked.set(idle.parked.get().saturating_add(1));
+    if !idle.looks.replace(true) {
+        tokio::task::spawn_local(look_after(Rc::clone(worker)));
+    }
 }
 
 /// Looks after the parked connections as long as there are any.

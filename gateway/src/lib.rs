@@ -272,6 +272,9 @@ pub async fn run(config: Config, deps: Deps, listeners: Listeners, shutdown: Can
             ended
         }
     };
+    if let Some(log) = &shared.log {
+        log.finish().await;
+    }
     for result in ended {
         match result {
             Ok(Ok(())) => {}

@@ -14,6 +14,9 @@ use crate::http2;
 use crate::stream::Stream;
 use crate::worker::Worker;
 
+/// Of so many bytes at least the library looks at what there is; beyond it waits for the end of the head, whatever is in it.
+const AT_ONCE: usize = 8_192;
+
 /// From the first bytes it shows whether somebody speaks something else; later only the end of a line says anything new.
 const FIRST: usize = 16;
 
@@ -43,7 +46,9 @@ pub(crate) enum Came {
 pub(crate) async fn read(worker: &Worker, owing: &mut Owing) -> Came {
     let limits = Limits::of(worker);
     if enough(&owing.held, 0, owing.new, limits) {
-        return Came::Enough;
+        // Also where the library finds that there is not: `since` goes on.
+        let late = owing.since.elapsed() >= worker.limits.head;
+        return if late { Came::Late } else { Came::Enough };
     }
     let mut late = pin!(tokio::time::sleep_until((owing.since + worker.limits.head).into()));
     // Who has just come when the worker begins to drain is about to ask, and has nowhere else to go.
@@ -110,15 +115,25 @@ fn enough(held: &[u8], from: usize, new: bool, limits: Limits) -> bool {
     }
     let mut fields = Vec::with_capacity(limits.fields);
     let mut request = httparse::Request::new(&mut []);
-    let read = request.parse_with_uninit_headers(held, fields.spare_capacity_mut());
-    read.map_or(true, |status| status.is_complete())
+    match request.parse_with_uninit_headers(held, fields.spare_capacity_mut()) {
+        Ok(status) => status.is_complete(),
+        Err(_) => held.len() <= AT_ONCE || has_end(held),
+    }
+}
+
+/// Whether there is an empty line.
+fn has_end(held: &[u8]) -> bool {
+    held.windows(2).any(|two| two == b"\n\n") || held.windows(3).any(|three| three == b"\n\r\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { bytes: 200, fields: 4 };
+    const LIMITS: Limits = Limits {
+        bytes: 20_000,
+        fields: 4,
+    };
 
     /// After how many bytes, sent one by one, there is enough.
     fn after(text: &[u8], new: bool) -> Option<usize> {
@@ -141,7 +156,16 @@ mod tests {
         assert_eq!(after(b"GET / HTTP/1.1\r\nno field\r\nX: 1\r\n", false), Some(26));
         let many = b"GET / HTTP/1.1\r\na: 1\r\nb: 2\r\nc: 3\r\nd: 4\r\ne: 5\r\n";
         assert_eq!(after(many, false), Some(many.len()));
-        assert_eq!(after(&[b'A'; 300], false), Some(201));
+        assert_eq!(after(&[b'A'; 20_100], false), Some(20_001));
+        // The library would wait for its end.
+        let long = [
+            "GET / HTTP/1.1\r\nHost: a\r\nX: ",
+            &"a".repeat(8_300),
+            "\r\nno field\r\n",
+        ]
+        .concat();
+        assert_eq!(after(long.as_bytes(), false), None);
+        assert_eq!(after([&long, "\r\n"].concat().as_bytes(), false), Some(long.len() + 2));
     }
 
     #[test]

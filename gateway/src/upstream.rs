@@ -309,8 +309,9 @@ async fn fresh(flight: &Flight, endpoint: &Endpoint, app: &App) -> Result<Box<Ht
             None => Err(Sent::Stranger),
         }
     };
-    let left = app.settings.connect.saturating_sub(begun.elapsed());
-    let asked = tokio::time::timeout(left, asking).await.unwrap_or(Err(Sent::Stranger));
+    let asked = tokio::time::timeout(app.settings.connect, asking)
+        .await
+        .unwrap_or(Err(Sent::Stranger));
     flight.connect.set(begun.elapsed());
     match asked {
         Ok(()) => endpoint.reach.reached(),

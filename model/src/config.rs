@@ -264,10 +264,13 @@ impl AppConfig {
         }
         if !self.identity_path.is_empty() {
             let path = self.identity_path.as_bytes();
-            let sound =
-                path[0] == b'/' && path.len() <= 1_024 && path.iter().all(|b| b.is_ascii_graphic() && *b != b'#');
+            let sound = path[0] == b'/'
+                && path.len() <= 1_024
+                && path
+                    .iter()
+                    .all(|b| b.is_ascii_graphic() && !b"#<>`\"{}|\\^".contains(b));
             if !sound {
-                let why = "must begin with '/' and have at most 1,024 visible ASCII characters, none of them '#'";
+                let why = "must begin with '/' and have at most 1,024 visible ASCII characters, none of them one of # < > ` \" { } | \\ ^";
                 errors.push(SpecError::new("/identity_path", why));
             } else if self.protocol == Protocol::Tcp {
                 let why = "an app with protocol \"tcp\" can't be asked: leave it empty";
@@ -526,6 +529,7 @@ mod tests {
         }
         for (bad, field) in [
             (r#"{"identity_path":"who"}"#, "/identity_path"),
+            (r#"{"identity_path":"/<who>"}"#, "/identity_path"),
             (r#"{"identity_path":"/who am i"}"#, "/identity_path"),
             (r#"{"identity_path":"/who#me"}"#, "/identity_path"),
             (r#"{"protocol":"tcp","identity_path":"/who"}"#, "/identity_path"),

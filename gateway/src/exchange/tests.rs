@@ -32,6 +32,13 @@ fn a_head_that_comes_slowly_is_seen_at_the_second_look() {
     exchange.moved();
     assert_eq!(watch.look(&exchange, &LIMITS, at(start, 2)), Verdict::SlowHead);
     assert_eq!(watch.head(), Some(at(start, 1)));
+    // The next request's has its own time.
+    exchange.begin(Version::HTTP_11);
+    exchange.end();
+    exchange.head_begun.set(true);
+    assert_eq!(watch.look(&exchange, &LIMITS, at(start, 3)), Verdict::Wait);
+    assert_eq!(watch.look(&exchange, &LIMITS, at(start, 4)), Verdict::SlowHead);
+    assert_eq!(watch.head(), Some(at(start, 3)));
 }
 
 #[test]

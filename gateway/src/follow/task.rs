@@ -1,7 +1,7 @@
 //! The task that follows the registry: takes what it tells, lets the follower make tables of it, opens ports, acknowledges, and keeps
 //! the snapshot file.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -46,8 +46,26 @@ fn heard_at(event: &RegistryEvent, now: Instant) -> Instant {
     }
 }
 
-/// Follows the registry until `stop`.
+/// Follows the registry until `stop`. If that fails for a reason that nobody thought of, requests are served by the routes as they are,
+/// and what tells how old these are says so.
 pub(crate) async fn run(
+    shared: Arc<Shared>,
+    registry: Arc<dyn RegistryReader>,
+    id: String,
+    ports: tcp::Ports,
+    stop: CancellationToken,
+) {
+    let following = follow(Arc::clone(&shared), registry, id, ports, stop);
+    if AssertUnwindSafe(following).catch_unwind().await.is_err() {
+        tracing::error!("the registry is not followed any more: the routes stay as they are; start this gateway again");
+        let now = shared.clock.millis(Instant::now());
+        for since in [&shared.registry.stale_since, &shared.registry.outdated_since] {
+            let _ = since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn follow(
     shared: Arc<Shared>,
     registry: Arc<dyn RegistryReader>,
     id: String,
@@ -69,15 +87,7 @@ pub(crate) async fn run(
                 Some(event) => {
                     let now = Instant::now();
                     let gone = matches!(event, RegistryEvent::Disconnected(_));
-                    // An entry that nobody thought of must not end the following for good: the routes stay as they are.
-                    let take = AssertUnwindSafe(|| follower.take(event, &mut events, now));
-                    let Ok(heard) = catch_unwind(take) else {
-                        tracing::error!("the registry's changes could not be taken; the routes are older than they say");
-                        follower = Follower::new(Arc::clone(&shared));
-                        tokio::time::sleep(Duration::from_secs(1)).await;
-                        events = registry.follow();
-                        continue;
-                    };
+                    let heard = follower.take(event, &mut events, now);
                     if !gone {
                         shared.registry.propagation.observe(heard.elapsed());
                     }
@@ -89,6 +99,7 @@ pub(crate) async fn run(
                 }
                 None => {
                     follower.hear(RegistryEvent::Disconnected("the registry's reader has ended".into()), Instant::now());
+                    follower.publish();
                     tokio::time::sleep(Duration::from_secs(1)).await;
                     events = registry.follow();
                 }

@@ -14,6 +14,22 @@ async fn status(gateway: &Gateway, host: &str) -> u16 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn if_following_fails_the_routes_stay_and_their_age_is_told() {
+    let app = Recorder::start("app").await;
+    let gateway = Gateway::hello(&[app.at]).await;
+    gateway
+        .feed
+        .differences
+        .store(u64::MAX, std::sync::atomic::Ordering::Relaxed);
+    gateway.feed.say(&changes(2, Vec::new()));
+    let start = Instant::now();
+    while gateway.metric("caas_gateway_registry_stale_seconds").await <= 0.0 {
+        assert!(start.elapsed() < LIMIT);
+    }
+    assert_eq!(status(&gateway, "hello.localhost").await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn changes_are_obeyed_at_once() {
     let (one, two) = (Recorder::start("one").await, Recorder::start("two").await);
     let gateway = Gateway::hello(&[one.at]).await;

@@ -14,8 +14,13 @@ async fn slow_heads_are_cut() {
         ..config()
     };
     let gateway = Gateway::hello_with(fast, &[app.at], model::AppConfig::default()).await;
+    let long = format!(
+        "GET / HTTP/1.1\r\nHost: hello.localhost\r\nX-A: {}\r\nno field\r\n",
+        "a".repeat(8_300)
+    );
     for (name, sent, answer) in [
         ("no byte", "", ""),
+        ("half a long head that is none", long.as_str(), "408"),
         ("half a line", "GE", "408"),
         ("half a head", "GET / HTTP/1.1\r\nHost: hello.localhost\r\nX-A: ", "408"),
         (
