@@ -307,9 +307,10 @@ async fn who_waits_to_be_accepted_is_answered() {
     let app = Recorder::start("app").await;
     let http = gateway::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
     let at = http[0].local_addr().unwrap();
-    // The kernel has let them in before the gateway accepts anybody, and it stops as soon as it has begun.
+    // The kernel has let them in before the gateway accepts anybody, and it stops as soon as it has begun: more than are accepted
+    // in one go.
     let mut clients = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..300 {
         let mut client = TcpStream::connect(at).await.unwrap();
         let asked = client
             .write_all(b"GET / HTTP/1.1\r\nHost: hello.localhost\r\n\r\n")
