@@ -30,7 +30,7 @@ pub(crate) struct Line<'a> {
     pub(crate) ts: model::Timestamp,
     pub(crate) protocol: &'static str,
     pub(crate) method: &'a str,
-    pub(crate) host: &'a str,
+    pub(crate) host: &'a [u8],
     pub(crate) path: &'a str,
     pub(crate) status: u16,
     pub(crate) app: &'a str,
@@ -47,8 +47,8 @@ pub(crate) struct Line<'a> {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
     pub(crate) client: IpAddr,
-    pub(crate) request_id: &'a str,
-    pub(crate) traceparent: &'a str,
+    pub(crate) request_id: &'a [u8],
+    pub(crate) traceparent: &'a [u8],
     pub(crate) reason: &'a str,
 }
 
@@ -98,13 +98,15 @@ pub(crate) fn any(out: &mut Vec<u8>, value: &impl Serialize) {
     }
 }
 
-fn text(out: &mut Vec<u8>, text: &str) {
-    // Most need no escape (RFC 8259 7).
-    if text.bytes().any(|b| b < b' ' || b == b'"' || b == b'\\') {
-        return any(out, &text);
+fn text(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
+    let text = text.as_ref();
+    // Most need no escape (RFC 8259 7). All are looked at, without a branch for each.
+    let plain = |b: u8| (b >= b' ') & (b < 0x7f) & (b != b'"') & (b != b'\\');
+    if !text.iter().fold(true, |so_far, b| so_far & plain(*b)) {
+        return any(out, &String::from_utf8_lossy(text));
     }
     out.push(b'"');
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(text);
     out.push(b'"');
 }
 
@@ -278,7 +280,7 @@ mod tests {
                 ts: model::Timestamp::from_millis(1_764_000_000_123),
                 protocol: "HTTP/1.1",
                 method: "GET",
-                host: &host,
+                host: host.as_bytes(),
                 path: &path,
                 status: 200,
                 app: "hello",
@@ -293,8 +295,8 @@ mod tests {
                 bytes_in: bytes,
                 bytes_out: 5,
                 client,
-                request_id: "r",
-                traceparent: "t",
+                request_id: b"r",
+                traceparent: b"t",
                 reason: "",
             };
             let mut out = Vec::new();

@@ -1,7 +1,6 @@
 //! One request's record, from its head to the last byte of its answer: what it holds (endpoint, upstream connection)
 //! and what is written down when it ends. It ends exactly once, however the request ends.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -154,13 +153,11 @@ impl Flight {
     fn write_line(&self, fields: &LogFields, duration: Duration) {
         let micros = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
         let at = self.entered.as_ref().map(Entered::endpoint);
-        let host = text(fields.host.as_ref());
-        let (request_id, traceparent) = (text(fields.request_id.as_ref()), text(fields.traceparent.as_ref()));
         let line = access_log::Line {
             ts: model::Timestamp::now(),
             protocol: if self.exchange.http2 { "HTTP/2" } else { "HTTP/1.1" },
             method: fields.method.as_str(),
-            host: &host,
+            host: bytes(fields.host.as_ref()),
             path: fields.uri.path_and_query().map_or("", |p| p.as_str()),
             status: self.status,
             app: self.app.as_ref().map_or("", |a| a.shared.id.as_str()),
@@ -175,8 +172,8 @@ impl Flight {
             bytes_in: self.body.as_ref().map_or(0, |b| b.bytes.get()),
             bytes_out: self.bytes_out,
             client: self.ip,
-            request_id: &request_id,
-            traceparent: &traceparent,
+            request_id: bytes(fields.request_id.as_ref()),
+            traceparent: bytes(fields.traceparent.as_ref()),
             reason: match self.reason {
                 Some(reason) => reason.as_str(),
                 None if self.status == 0 => "client_gone",
@@ -188,8 +185,8 @@ impl Flight {
     }
 }
 
-fn text(value: Option<&HeaderValue>) -> Cow<'_, str> {
-    value.map(|v| String::from_utf8_lossy(v.as_bytes())).unwrap_or_default()
+fn bytes(value: Option<&HeaderValue>) -> &[u8] {
+    value.map_or(&[], HeaderValue::as_bytes)
 }
 
 impl Drop for Flight {
