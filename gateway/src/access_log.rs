@@ -101,7 +101,7 @@ pub(crate) fn any(out: &mut Vec<u8>, value: &impl Serialize) {
 fn text(out: &mut Vec<u8>, text: impl AsRef<[u8]>) {
     let text = text.as_ref();
     // Most need no escape (RFC 8259 7). All are looked at, without a branch for each.
-    let plain = |b: u8| (b >= b' ') & (b < 0x7f) & (b != b'"') & (b != b'\\');
+    let plain = |b: u8| (b' '..0x7f).contains(&b) & (b != b'"') & (b != b'\\');
     if !text.iter().fold(true, |so_far, b| so_far & plain(*b)) {
         return any(out, &String::from_utf8_lossy(text));
     }
