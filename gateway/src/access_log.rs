@@ -1,6 +1,6 @@
 //! The access log: one JSON line per request. A worker collects lines, and hands them to a writing thread through a bounded channel
 //! once there are enough or a moment has passed: waking that thread for each would cost more than the line. When it can't keep up (a
-//! full disk, a stuck pipe) lines are dropped and counted, and no request waits.
+//! stuck pipe) lines are dropped and counted; what the file does not take (a full disk) is lost, which is told once. No request waits.
 
 use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
@@ -61,7 +61,7 @@ macro_rules! member {
 }
 
 impl Line<'_> {
-    /// Appends it as JSON. By hand: a serializer for any type costs three times as much, and a line is most of what a log costs.
+    /// Appends it as JSON. By hand: with a serializer for any type a log costs almost three times the instructions.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"ts\":");
         any(out, &self.ts);
